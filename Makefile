@@ -1,0 +1,24 @@
+# make demo: the first run.   make test: all tests.   make lint: style and types.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint
+
+demo: $(INSTALLED)
+	$(BIN)/secateur compress recipes/lenet5-digits.yaml --out runs/demo
+
+# One thread for each of the parallel test processes, so that they do not fight for cores.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("secateur needs Python 3.10 or newer" if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -e ".[dev]"
+	touch $@

@@ -1,0 +1,71 @@
+"""secateur: joint pruning and quantization of PyTorch networks.
+
+    import secateur as sc
+
+    result = sc.compress(task, recipe, out="runs/lenet5")
+    cost = sc.inspect(model, example_input, bits=(8, 8))
+    model = sc.load("runs/lenet5/model.secateur")
+
+Names are imported on first use, so that ``import secateur`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from secateur._version import __version__
+
+if TYPE_CHECKING:
+    from secateur import methods, sets
+    from secateur.artifact.onnx import export_onnx
+    from secateur.artifact.packed import load
+    from secateur.compression import Result, compress
+    from secateur.cost import inspect
+    from secateur.errors import SecateurError
+    from secateur.plan import Plan, build_plan
+    from secateur.recipe import Recipe, load_recipe
+    from secateur.task import Task
+
+__all__ = [
+    "Plan",
+    "Recipe",
+    "Result",
+    "SecateurError",
+    "Task",
+    "__version__",
+    "build_plan",
+    "compress",
+    "export_onnx",
+    "inspect",
+    "load",
+    "load_recipe",
+    "methods",
+    "sets",
+]
+
+_HOMES = {
+    "Plan": "secateur.plan",
+    "Recipe": "secateur.recipe",
+    "Result": "secateur.compression",
+    "SecateurError": "secateur.errors",
+    "Task": "secateur.task",
+    "build_plan": "secateur.plan",
+    "compress": "secateur.compression",
+    "export_onnx": "secateur.artifact.onnx",
+    "inspect": "secateur.cost",
+    "load": "secateur.artifact.packed",
+    "load_recipe": "secateur.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("methods", "sets"):
+        return importlib.import_module(f"secateur.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'secateur' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,162 @@
+"""Write a network as one ONNX file that stock runtimes execute, and run such a file."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
+
+OPSET = 20
+IR_VERSION = 10
+"""ONNX Runtime and OpenVINO of the last years read both; newer defaults of ``onnx`` they refuse."""
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "output"
+
+
+def export_onnx(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], path: Path) -> Path:
+    """Write ``model`` in evaluation mode as one ONNX file for any batch size.
+
+    The file is self-contained; above 2 GB, where the format does not allow that, the weights are
+    in ``<path>.data`` beside it. The input is named ``input`` (``input_0``, ``input_1`` ... where
+    the model takes several), the output ``output``; dimension 0 of each is the batch.
+
+    Args:
+        model: a network whose output is one tensor, batch first. It comes back in its own mode.
+        example_input: a batch of the right shape and dtype, or the tuple of arguments; values and
+            batch size do not matter.
+        path: the file to write; its folder is created.
+
+    Raises:
+        MissingDependencyError: the extra ``onnx`` is not installed.
+        SecateurError: the exporter cannot express the model.
+    """
+    _require("onnx", "onnxscript")
+    path = Path(path)
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    names = [INPUT_NAME] if len(inputs) == 1 else [f"{INPUT_NAME}_{i}" for i in range(len(inputs))]
+    batch = torch.export.Dim("batch")
+    try:
+        with _evaluating(model), _quiet():
+            program = torch.onnx.export(
+                model,
+                # a batch of 1 would be taken for a constant
+                tuple(torch.cat([value[:1], value[:1]]) for value in inputs),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+            )
+    except Exception as error:  # the exporter passes on whatever its many stages raise
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise SecateurError(
+            f"onnx: {type(model).__name__} cannot be exported.\n"
+            f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}\n"
+            "Remove what depends on the data or on a fixed batch size, or export no ONNX file."
+        ) from error
+    assert program is not None
+    if len(program.model.graph.outputs) != 1:
+        raise SecateurError(
+            f"onnx: {type(model).__name__} returns {len(program.model.graph.outputs)} tensors.\n"
+            "Wrap it in a module that returns the one tensor you deploy."
+        )
+    program.model.ir_version = IR_VERSION
+    _save(program, path)
+    return path
+
+
+def _save(program: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        program.save(Path(folder) / path.name, external_data=False)
+        # the data file first: the file that names it appears only when it is complete
+        for written in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+            os.replace(written, path.parent / written.name)
+
+
+class OnnxModel:
+    """An ONNX file with one input and one output, called like a module, on the CPU.
+
+    Args:
+        path: the file.
+        threads: threads of one operation; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        MissingDependencyError: the extra ``onnx`` is not installed.
+        ArtifactError: the file is missing, or ONNX Runtime refuses it.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        _require("onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has one exception class per status code
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{path}: ONNX Runtime cannot load this file.\n{reason}") from error
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return the output for a batch of any size."""
+        outputs = self._session.run(None, {self._input: batch.detach().cpu().numpy()})
+        return torch.from_numpy(outputs[0])
+
+
+def _require(*packages: str) -> None:
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"onnx: the package '{error.name}' is not installed.\n"
+            'Install it with: pip install "secateur[onnx]"'
+        ) from error
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module in evaluation mode, and afterwards each back in its own."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which prints, warns and logs its progress."""
+    disabled = logging.root.manager.disable
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        sink = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        stack.enter_context(redirect_stdout(sink))
+        stack.enter_context(redirect_stderr(sink))
+        stack.callback(logging.disable, disabled)
+        logging.disable(logging.CRITICAL)
+        yield

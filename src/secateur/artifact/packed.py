@@ -1,0 +1,219 @@
+"""The packed file ``model.secateur``: write it, look into it, load it (docs/format.md)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from secateur.artifact import container
+from secateur.artifact.architecture import Architecture, build
+from secateur.codec import Quantized, Storage, decode, describe, encode, storage
+from secateur.errors import ArtifactError, MembershipError, SecateurError, did_you_mean
+
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
+Path: TypeAlias = "str | PathLike[str]"
+
+_MODEL, _ARGUMENTS = "model", "arguments"
+_RECORD_SLACK = 16  # bytes by which a record may exceed the tensor's raw bytes
+
+
+@dataclass(frozen=True)
+class PackedSize:
+    """What a packed file takes.
+
+    Attributes:
+        file: bytes of the whole file.
+        tensors: per stored tensor (a tied one under its first name) the bits of its record.
+    """
+
+    file: int
+    tensors: Mapping[str, Storage]
+
+    @property
+    def overhead(self) -> int:
+        """Bits of the file that are neither a value nor say where one is."""
+        total = sum(self.tensors.values(), Storage())
+        return 8 * self.file - total.values - total.index
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored tensor: bytes of its record, and how it is coded in a few words."""
+
+    bytes: int
+    coder: str
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a packed file says of itself, known without building the network.
+
+    Attributes:
+        version: of the format.
+        reference: the function that builds the architecture, if the file names one.
+        arguments: its keyword arguments.
+        metadata: what else the writer noted, such as the input normalization.
+        entries: the stored tensors in ``state_dict`` order (their names belong to the network).
+        file: bytes of the whole file.
+    """
+
+    version: int
+    reference: str | None
+    arguments: Mapping[str, JSON]
+    metadata: Mapping[str, str]
+    entries: tuple[Entry, ...]
+    file: int
+
+
+def save(
+    path: Path,
+    model: nn.Module,
+    quantized: Mapping[str, Quantized],
+    *,
+    reference: str | None,
+    arguments: Mapping[str, JSON] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> PackedSize:
+    """Write a network's whole ``state_dict`` as a packed file, at once or not at all.
+
+    The same input gives the same bytes.
+
+    Args:
+        path: the file to write, replaced if it exists.
+        model: a plain network, on any device.
+        quantized: levels and scale of the tensors, by name, that are stored so; the others are
+            stored bit for bit.
+        reference: ``module:callable`` that builds the network, or None if the reader brings it.
+        arguments: keyword arguments of that callable.
+        metadata: further strings to note; ``model``, ``arguments`` and ``secateur`` are taken.
+
+    Raises:
+        SecateurError: ``quantized`` or ``metadata`` has a name that does not fit.
+        MembershipError: a tensor is not what its levels and scale say.
+        ArtifactError: the network holds state that is not a tensor, or an unknown dtype.
+    """
+    architecture = Architecture.of(model)
+    text = dict(metadata or {})
+    for key in (_MODEL, _ARGUMENTS, container.KEY):
+        if key in text:
+            raise SecateurError(f"metadata: the key '{key}' is taken; choose another.")
+    if reference is not None:
+        text[_MODEL] = reference
+    if arguments:
+        text[_ARGUMENTS] = json.dumps(arguments, separators=(",", ":"), sort_keys=True)
+    levels = _by_first_name(architecture, quantized)
+    records, sizes = [], {}
+    for name, tensor in architecture.tensors.items():
+        with _naming(name):
+            records.append(encode(tensor, levels.get(name)))
+            sizes[name] = storage(tensor, levels.get(name))
+    file = container.write(path, text, architecture, records)
+    return PackedSize(file, sizes)
+
+
+def read_header(path: Path) -> Header:
+    """Return what a packed file says of itself; builds and imports nothing.
+
+    Raises:
+        ArtifactError: it is not a packed file of a known version, or is damaged. The tensors'
+            own checksums need the network and are checked by :func:`load`.
+    """
+    with container.opened(path) as packed:
+        text = dict(packed.metadata)
+        reference, arguments = text.pop(_MODEL, None), _arguments(text.pop(_ARGUMENTS, "{}"))
+        version = int(text.pop(container.KEY))
+        entries = tuple(Entry(len(item.record), describe(item.record)) for item in packed.items())
+        return Header(version, reference, arguments, text, entries, packed.file_bytes)
+
+
+def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.Module:
+    """Return the network of a packed file, in eval mode.
+
+    Architectures of ``secateur.zoo`` and ``torchvision.models`` load by name alone, in float32.
+    Nothing is unpickled, and no other module is imported unless ``trust`` says so.
+
+    Args:
+        path: the packed file.
+        model: a network of the right architecture; its tensors are overwritten and it is
+            returned. Nothing is overwritten unless the whole file is good.
+        trust: build whatever the file names, which imports and runs that module, and believe
+            its arguments.
+
+    Raises:
+        ArtifactError: the file is damaged, hostile, of another version, or of another or unknown
+            architecture.
+    """
+    with container.opened(path) as packed:
+        if model is None:
+            model = build(
+                packed.metadata.get(_MODEL),
+                _arguments(packed.metadata.get(_ARGUMENTS, "{}")),
+                fingerprint=packed.fingerprint,
+                file_bytes=packed.file_bytes,
+                trust=trust,
+            )
+        architecture = Architecture.of(model)
+        architecture.require(packed.fingerprint)
+        packed.check_size(architecture.raw_bytes, len(architecture.tensors))
+        decoded = _decode(packed, architecture)
+    with torch.no_grad():
+        for name, tensor in architecture.tensors.items():
+            tensor.copy_(decoded[name])
+    return model.eval()
+
+
+def _decode(packed: container.Packed, architecture: Architecture) -> dict[str, Tensor]:
+    items = list(packed.items())
+    if len(items) != len(architecture.tensors):
+        raise ArtifactError(
+            f"the file holds {len(items)} tensors, not {len(architecture.tensors)}."
+        )
+    decoded, running = {}, packed.checksum
+    for item, (name, tensor) in zip(items, architecture.tensors.items(), strict=True):
+        if len(item.record) > tensor.nbytes + _RECORD_SLACK:
+            raise ArtifactError(f"{name}: its record is longer than the tensor itself.")
+        running = container.checksum(running, architecture.identities[name], item.record)
+        if item.checksum != running:
+            raise ArtifactError(f"{name}: the checksum is wrong; the file is damaged.")
+        with _naming(name):
+            decoded[name] = decode(item.record, tensor.shape, tensor.dtype)
+    return decoded
+
+
+@contextmanager
+def _naming(tensor: str) -> Iterator[None]:
+    """Put the tensor's name in front of an error."""
+    try:
+        yield
+    except (ArtifactError, MembershipError) as error:
+        raise type(error)(f"{tensor}: {error}") from None
+
+
+def _by_first_name(
+    architecture: Architecture, quantized: Mapping[str, Quantized]
+) -> dict[str, Quantized]:
+    """Return ``quantized`` keyed by the first name of each tensor."""
+    for name in quantized:
+        if name not in architecture.first_names:
+            raise SecateurError(
+                f"quantized: the network has no tensor '{name}'."
+                + did_you_mean(name, architecture.first_names)
+            )
+    return {architecture.first_names[name]: levels for name, levels in quantized.items()}
+
+
+def _arguments(text: str) -> dict[str, JSON]:
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ArtifactError("arguments: they are not a JSON object; the file is damaged.")
+    return arguments

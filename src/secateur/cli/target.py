@@ -1,0 +1,91 @@
+"""What ``inspect`` looks at: a packed file, the folder of a run, or a ``module:callable``."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.artifact.packed import Header, load, read_header
+from secateur.errors import ArtifactError, SecateurError
+from secateur.finish import PACKED
+from secateur.reference import build
+
+INPUT_KEY = "input"
+"""Metadata key of a packed file: a JSON object whose ``shape`` is that of one input batch."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network to inspect.
+
+    Attributes:
+        model: the network.
+        input_shape: shape of one input batch as the packed file states it, or None.
+        header: what the packed file says of itself, or None for a network from a callable.
+    """
+
+    model: nn.Module
+    input_shape: str | None = None
+    header: Header | None = None
+
+
+def open_target(target: str, trust: bool) -> Target:
+    """Load or build what the user names.
+
+    Raises:
+        SecateurError: nothing is there, it is damaged, or what is called is no network.
+    """
+    path = Path(target)
+    if path.is_dir():
+        if not (path / PACKED).is_file():
+            raise SecateurError(
+                f"target: the folder '{target}' holds no {PACKED}.\n"
+                "Give the folder that 'secateur compress --out' wrote."
+            )
+        path /= PACKED
+    if path.is_file():
+        return _open_packed(path, trust)
+    if ":" not in target:
+        raise SecateurError(
+            f"target: '{target}' is no file, no folder and not of the form module:callable.\n"
+            "Examples: runs/demo, model.secateur, torchvision.models:resnet18"
+        )
+    return Target(build(target, {}, "target"))
+
+
+def _open_packed(path: Path, trust: bool) -> Target:
+    try:
+        header = read_header(path)
+        return Target(load(path, trust=trust), _stated_shape(header), header)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _stated_shape(header: Header) -> str | None:
+    try:
+        shape = json.loads(header.metadata.get(INPUT_KEY, "{}")).get("shape")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return "x".join(str(size) for size in shape) if isinstance(shape, list) else None
+
+
+def example_input(shape: str | None) -> Tensor:
+    """Return zeros of a shape written like ``1x3x224x224``.
+
+    Raises:
+        SecateurError: no shape is known, or it is malformed.
+    """
+    example = "for example --input 1x3x224x224 (batch, channels, height, width)"
+    if shape is None:
+        raise SecateurError(f"--input: the shape of the input is not known; give it,\n{example}.")
+    if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape):
+        raise SecateurError(f"--input: '{shape}' is not a shape; give it as\n{example}.")
+    sizes = [int(size) for size in shape.split("x")]
+    if torch.Size(sizes).numel() > 2**30:
+        raise SecateurError(f"--input: '{shape}' has over 2^30 elements; give a smaller one.")
+    return torch.zeros(sizes)

@@ -1,0 +1,255 @@
+"""Record of one tensor: header, index stream, value stream (docs/format.md)."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.codec.bits import BitReader
+from secateur.codec.subset import (
+    Members,
+    Subset,
+    SubsetHeader,
+    everything,
+    listed,
+    read_header,
+    read_subset,
+)
+from secateur.codec.values import (
+    Quantized,
+    Uniform,
+    check_member,
+    from_words,
+    read_values,
+    word_type,
+    words,
+    write_values,
+)
+from secateur.codec.values import read_header as read_value_header
+from secateur.errors import ArtifactError
+
+_LIVE = 0x80
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bits of a stored tensor, counted apart. Add them up with ``+`` or ``sum(..., Storage())``.
+
+    Attributes:
+        values: bits of the stored values.
+        index: bits that say where they are.
+        metadata: the rest: header, scale and padding to whole bytes.
+    """
+
+    values: int = 0
+    index: int = 0
+    metadata: int = 0
+
+    def __add__(self, other: Storage) -> Storage:
+        return Storage(
+            self.values + other.values, self.index + other.index, self.metadata + other.metadata
+        )
+
+    @property
+    def total(self) -> int:
+        """All bits together."""
+        return self.values + self.index + self.metadata
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """One way to write a tensor: its live rows and columns, if listed, and its cells."""
+
+    matrix: NDArray[np.signedinteger]  # words, or levels if uniform is not None
+    uniform: Uniform | None
+    live: tuple[Subset, Subset] | None
+    cells: Subset
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        return (*(self.live or ()), self.cells)
+
+    def header(self) -> bytes:
+        head = bytearray(self.uniform.header() if self.uniform else b"\0")
+        head[0] |= _LIVE if self.live else 0
+        return bytes(head) + b"".join(subset.header() for subset in self.subsets)
+
+    def storage(self) -> Storage:
+        width = self.uniform.bits if self.uniform else 8 * self.matrix.itemsize
+        values, index = width * len(self.cells), sum(subset.stream for subset in self.subsets)
+        return Storage(values, index, 8 * len(self.header()) + -values % 8 + -index % 8)
+
+    def write(self) -> bytes:
+        index = np.concatenate([subset.bits() for subset in self.subsets])
+        region = self.matrix
+        if self.live:
+            # Indexing by None adds an axis, so a full list is written out.
+            rows, columns = (
+                np.arange(side.size) if side.members is None else side.members for side in self.live
+            )
+            region = region[np.ix_(rows, columns)]
+        stored = region.reshape(-1)
+        if self.cells.members is not None:
+            stored = stored[self.cells.members]
+        packed = np.packbits(index, bitorder="little").tobytes()
+        return self.header() + packed + write_values(stored, self.uniform)
+
+
+def encode(weight: Tensor, quantized: Quantized | None = None) -> bytes:
+    """Return the shortest record of a tensor that the format offers.
+
+    Without ``quantized`` the elements are stored bit for bit, -0.0 and NaN included; only +0.0
+    counts as zero there. With it, the levels are stored, and zeros lose their sign.
+
+    Args:
+        weight: any shape; a dtype of ``secateur.codec.values.DTYPES``.
+        quantized: the same tensor as levels and scale.
+
+    Raises:
+        MembershipError: ``quantized`` is out of range or does not say what the weight is.
+        ArtifactError: the dtype cannot be stored.
+    """
+    plan = _choose(weight, quantized)
+    return plan.write() if plan else b""
+
+
+def storage(weight: Tensor, quantized: Quantized | None = None) -> Storage:
+    """Count the bits of :func:`encode` without writing them: ``total == 8 * len(encode(...))``."""
+    plan = _choose(weight, quantized)
+    return plan.storage() if plan else Storage()
+
+
+def decode(record: bytes, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return the tensor of a record, on the CPU.
+
+    Memory is bounded by a small multiple of what ``shape`` says, whatever the record holds.
+
+    Raises:
+        ArtifactError: the record is not that of a tensor of this shape and dtype.
+    """
+    shape = tuple(shape)
+    size = math.prod(shape)
+    elements = np.zeros(size, dtype=word_type(dtype))
+    if not record:
+        return from_words(elements, shape, dtype)
+    if size == 0:
+        raise ArtifactError("record: data for a tensor without elements.")
+    header = _Header.read(record)
+    reader = BitReader(np.frombuffer(record, dtype=np.uint8)[header.length :])
+    places, count = _read_places(header, shape, reader)
+    stored = record[header.length + reader.align() :]
+    values = read_values(stored, count, header.uniform, dtype)
+    elements[slice(None) if places is None else places] = values
+    return from_words(elements, shape, dtype)
+
+
+def describe(record: bytes) -> str:
+    """Say in a few words how a record is coded, for example ``3 bits, rice(4)``."""
+    if not record:
+        return "zeros"
+    header = _Header.read(record)
+    live = [f"live rows {header.subsets[0]}, columns {header.subsets[1]}"] if header.live else []
+    uniform = header.uniform
+    values = f"{uniform.bits} bits{' with zero' * uniform.zero}" if uniform else "raw"
+    return ", ".join([values, *live, str(header.subsets[-1])])
+
+
+@dataclass(frozen=True)
+class _Header:
+    uniform: Uniform | None
+    live: bool
+    subsets: list[SubsetHeader]
+    length: int
+
+    @classmethod
+    def read(cls, record: bytes) -> _Header:
+        uniform, position = read_value_header(record)
+        live = bool(record[0] & _LIVE)
+        subsets = []
+        for _ in range(3 if live else 1):
+            subset, position = read_header(record, position)
+            subsets.append(subset)
+        return cls(uniform, live, subsets, position)
+
+
+def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the shape of the GEMM matrix: dimension 0 by the others flattened."""
+    rows = shape[0] if shape else 1
+    return rows, math.prod(shape[1:])
+
+
+def _read_places(
+    header: _Header, shape: tuple[int, ...], reader: BitReader
+) -> tuple[Members | None, int]:
+    """Return where the stored elements go in the flat tensor (None: everywhere), and how many."""
+    if not header.live:
+        return read_subset(header.subsets[0], math.prod(shape), reader)
+    height, width = _matrix_shape(shape)
+    rows, row_count = read_subset(header.subsets[0], height, reader)
+    columns, column_count = read_subset(header.subsets[1], width, reader)
+    cells, count = read_subset(header.subsets[2], row_count * column_count, reader)
+    if cells is None:
+        cells = np.arange(count)
+    row, column = np.divmod(cells, max(column_count, 1))
+    row = row if rows is None else rows[row]
+    column = column if columns is None else columns[column]
+    return row * width + column, count
+
+
+def _choose(weight: Tensor, quantized: Quantized | None) -> _Plan | None:
+    """Return the plan with the fewest bytes, or None if there is nothing but zeros."""
+    if quantized is None:
+        uniform, flat = None, words(weight)
+    else:
+        uniform = check_member(weight, quantized)
+        flat = quantized.levels.detach().cpu().reshape(-1).numpy()
+    rows, columns = _matrix_shape(weight.shape)
+    matrix = flat.reshape(rows, columns)
+    count = int(np.count_nonzero(flat))
+    if count == 0:
+        return None
+    if count == flat.size:
+        return _Plan(matrix, uniform, None, everything(count))
+    nonzero = np.flatnonzero(flat)
+    plans = (
+        _Plan(matrix, uniform, live, cells)
+        for live, region, members in _regions(nonzero, (rows, columns))
+        for cells in _cells(members, region, uniform is None or uniform.zero)
+    )
+    return min(plans, key=lambda plan: plan.storage().total)
+
+
+def _cells(members: Members, region: int, zero: bool) -> Iterator[Subset]:
+    """Yield the codings of the cells; all of them only if the value coder can say each one."""
+    if zero or len(members) == region:
+        yield everything(region)
+    if len(members) < region:
+        yield listed(members, region)
+
+
+def _regions(
+    nonzero: Members, shape: tuple[int, int]
+) -> Iterator[tuple[tuple[Subset, Subset] | None, int, Members]]:
+    """Yield the regions worth trying, their sizes, and the non-zeros' positions inside each."""
+    yield None, math.prod(shape), nonzero
+    if min(shape) == 1:
+        return
+    places = np.divmod(nonzero, shape[1])
+    sides = []
+    for place, length in zip(places, shape, strict=True):
+        rank = np.zeros(length, dtype=np.int64)
+        rank[place] = 1
+        alive = np.flatnonzero(rank)
+        choices = [(everything(length), place)]
+        if len(alive) < length:
+            choices.append((listed(alive, length), (np.cumsum(rank) - 1)[place]))
+        sides.append(choices)
+    for (rows, row), (columns, column) in itertools.islice(itertools.product(*sides), 1, None):
+        yield (rows, columns), len(rows) * len(columns), row * len(columns) + column

@@ -1,0 +1,133 @@
+"""Subsets of 0 ... size-1 as a bitmap or as Golomb-Rice coded gaps, whichever is shorter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.codec.bits import BitReader, Bits, from_bits, read_varint, to_bits, varint
+from secateur.errors import ArtifactError
+
+Members = NDArray[np.int64]
+
+_ALL, _BITMAP, _RICE = 0, 1, 2  # the coder byte; Rice with parameter k is _RICE + k
+
+
+@dataclass(frozen=True, eq=False)
+class Subset:
+    """A subset and how it is written.
+
+    Attributes:
+        size: the subset is one of 0 ... size-1.
+        members: in ascending order; None is all of them.
+        coder: the byte that says how the subset is written.
+        stream: bits in the index stream.
+    """
+
+    size: int
+    members: Members | None
+    coder: int
+    stream: int
+
+    def __len__(self) -> int:
+        return self.size if self.members is None else len(self.members)
+
+    def header(self) -> bytes:
+        """Return the coder byte and, for Rice, the number of members."""
+        count = varint(len(self)) if self.coder >= _RICE else b""
+        return bytes([self.coder]) + count
+
+    def bits(self) -> Bits:
+        """Return the part of the index stream, ``stream`` bits."""
+        if self.members is None:
+            return np.zeros(0, dtype=np.uint8)
+        if self.coder == _BITMAP:
+            bitmap = np.zeros(self.size, dtype=np.uint8)
+            bitmap[self.members] = 1
+            return bitmap
+        k = self.coder - _RICE
+        gaps = _gaps(self.members)
+        remainders = to_bits(gaps, k)
+        quotients = np.ones(self.stream - len(remainders), dtype=np.uint8)
+        quotients[np.cumsum((gaps >> k) + 1) - 1] = 0
+        return np.concatenate([remainders, quotients])
+
+
+def everything(size: int) -> Subset:
+    """Return the subset that has all members, which costs no index bits."""
+    return Subset(size, None, _ALL, 0)
+
+
+def listed(members: Members, size: int) -> Subset:
+    """Return the subset in the shorter of its two codings (members ascending, header counted)."""
+    k, stream = _best_parameter(_gaps(members))
+    rice = Subset(size, members, _RICE + k, stream)
+    bitmap = Subset(size, members, _BITMAP, size)
+    return min(bitmap, rice, key=lambda subset: subset.stream + 8 * len(subset.header()))
+
+
+def _gaps(members: Members) -> Members:
+    return np.diff(members, prepend=-1) - 1
+
+
+def _best_parameter(gaps: Members) -> tuple[int, int]:
+    """Return the Rice parameter with the fewest bits, and those bits, by trying each."""
+    best, fewest = 0, len(gaps) + int(gaps.sum())
+    for k in range(1, int(gaps.max(initial=0)).bit_length() + 1):
+        stream = len(gaps) * (k + 1) + int((gaps >> k).sum())
+        if stream < fewest:
+            best, fewest = k, stream
+    return best, fewest
+
+
+@dataclass(frozen=True)
+class SubsetHeader:
+    """What the header says of a subset: the coder byte and, for Rice, the number of members."""
+
+    coder: int
+    count: int
+
+    def __str__(self) -> str:
+        if self.coder >= _RICE:
+            return f"rice({self.coder - _RICE})"
+        return "bitmap" if self.coder == _BITMAP else "all"
+
+
+def read_header(record: bytes, start: int) -> tuple[SubsetHeader, int]:
+    """Return a subset's header at ``start`` and the position after it."""
+    if start >= len(record):
+        raise ArtifactError("record: its header is cut off.")
+    coder, start, count = record[start], start + 1, 0
+    if coder >= _RICE:
+        count, start = read_varint(record, start)
+    return SubsetHeader(coder, count), start
+
+
+def read_subset(header: SubsetHeader, size: int, reader: BitReader) -> tuple[Members | None, int]:
+    """Read a subset of 0 ... size-1; return its members (None is all) and how many they are.
+
+    Raises:
+        ArtifactError: the subset is not one of 0 ... size-1, or its bits run out.
+    """
+    if header.coder == _ALL:
+        return None, size
+    if header.coder == _BITMAP:
+        members: Members = np.flatnonzero(reader.take(size))
+        return members, len(members)
+    k, count = header.coder - _RICE, header.count
+    if k > size.bit_length() or count > size:
+        raise ArtifactError(f"record: Rice parameter {k}, count {count} in a range of {size}.")
+    remainders = reader.take(count * k)
+    gaps = from_bits(remainders, k) if k else np.zeros(count, dtype=np.int64)
+    # The gaps add up to less than size, so the quotients cannot take more bits than this.
+    ends = np.flatnonzero(reader.peek(count + (size >> k)) == 0)[:count]
+    if len(ends) < count:
+        raise ArtifactError("record: a Rice quotient is cut off or too large.")
+    gaps += np.diff(ends, prepend=-1) - 1 << k
+    if count:
+        reader.take(int(ends[-1]) + 1)
+    if count + gaps.sum(dtype=np.float64) > size:  # in float64, which cannot wrap round
+        raise ArtifactError(f"record: a position is outside its range of {size}.")
+    return np.cumsum(gaps + 1) - 1, count

@@ -1,0 +1,168 @@
+"""Value coders: a tensor's elements as raw words, or as integer levels times one scale."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.codec.bits import pack, unpack
+from secateur.errors import ArtifactError, MembershipError
+
+Words = NDArray[np.signedinteger]
+"""The bits of a tensor's elements as little-endian signed integers of the same width."""
+
+_WORD = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+DTYPES = (
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
+"""The dtypes that can be stored; only the floating-point ones also as levels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A tensor as integer levels times one scale: ``(levels.double() * scale).to(dtype)``.
+
+    Attributes:
+        levels: integer tensor (int16 or wider) of the weight's shape, 0 where the weight is zero.
+        scale: > 0 and representable in float32; 2 bytes on disk if representable in float16,
+            otherwise 4.
+        bits: 1 ... 8, of each stored level.
+        zero: True: 0 is a level and ``|level| <= 2**(bits-1) - 1``. False:
+            ``1 <= |level| <= 2**(bits-1)``, and a weight is zero only by being pruned.
+    """
+
+    levels: Tensor
+    scale: float
+    bits: int
+    zero: bool
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The header of levels: code -> level x scale. ``None`` stands for raw values instead."""
+
+    bits: int
+    zero: bool
+    scale: float
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude of a level."""
+        return (1 << (self.bits - 1)) - self.zero
+
+    def codes(self, levels: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the code of each level, which must be one that can be stored."""
+        if self.zero:
+            return (levels + (1 << (self.bits - 1))).astype(np.uint8)
+        sign = (levels < 0).astype(np.int64) << (self.bits - 1)
+        codes: NDArray[np.int64] = np.abs(levels) - 1 | sign
+        return codes.astype(np.uint8)
+
+    def table(self, dtype: torch.dtype) -> Words:
+        """Return the element that each of the ``2**bits`` codes stands for, as words."""
+        half = 1 << (self.bits - 1)
+        magnitude = torch.arange(1, half + 1, dtype=torch.float64)
+        if self.zero:
+            levels = torch.arange(-half, half, dtype=torch.float64)
+        else:
+            levels = torch.cat([magnitude, -magnitude])
+        return words((levels * self.scale).to(dtype))
+
+    def header(self) -> bytes:
+        """Return the value coder byte (without the live bit) and the scale."""
+        narrow = float(np.float16(min(self.scale, 65504))) == self.scale
+        coder = 1 + 4 * (self.bits - 1) + 2 * self.zero + (not narrow)
+        return bytes([coder]) + struct.pack("<e" if narrow else "<f", self.scale)
+
+
+def read_header(record: bytes) -> tuple[Uniform | None, int]:
+    """Return the value coder at the start of a record (None: raw) and the position after it."""
+    coder = record[0] & 0x7F
+    if coder == 0:
+        return None, 1
+    bits, flags = divmod(coder - 1, 4)
+    size = 4 if flags & 1 else 2
+    if bits >= 8 or len(record) < 1 + size:
+        raise ArtifactError(f"record: value coder {coder} is unknown or its scale is cut off.")
+    (scale,) = struct.unpack_from("<f" if flags & 1 else "<e", record, 1)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ArtifactError(f"record: the scale is {scale}, not a positive number.")
+    return Uniform(bits + 1, bool(flags & 2), scale), 1 + size
+
+
+def words(tensor: Tensor) -> Words:
+    """Return the bits of a tensor's elements in row-major order."""
+    if tensor.dtype not in DTYPES:
+        raise ArtifactError(f"tensors of dtype {tensor.dtype} cannot be stored in a packed file.")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    native = flat.view(_WORD[tensor.element_size()]).numpy()
+    return native.astype(native.dtype.newbyteorder("<"), copy=False)
+
+
+def from_words(elements: Words, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Invert :func:`words`; the memory is shared."""
+    if dtype == torch.bool and ((elements != 0) & (elements != 1)).any():
+        raise ArtifactError("record: a boolean is neither 0 nor 1.")
+    native = elements.astype(elements.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(native).view(dtype).reshape(shape)
+
+
+def word_type(dtype: torch.dtype) -> np.dtype[np.signedinteger]:
+    """Return the integer type that holds the bits of one element."""
+    if dtype not in DTYPES:
+        raise ArtifactError(f"tensors of dtype {dtype} cannot be stored in a packed file.")
+    return np.dtype(f"<i{dtype.itemsize}")
+
+
+def check_member(weight: Tensor, quantized: Quantized) -> Uniform:
+    """Check that the levels and scale say exactly what the weight is; return their header.
+
+    Raises:
+        MembershipError: they do not, or bits, scale or a level is out of range.
+    """
+    uniform = Uniform(quantized.bits, quantized.zero, quantized.scale)
+    weight, levels, scale = weight.detach().cpu(), quantized.levels.cpu(), quantized.scale
+    if not weight.is_floating_point() or levels.is_floating_point() or levels.shape != weight.shape:
+        raise MembershipError(
+            f"levels of shape {tuple(levels.shape)} and dtype {levels.dtype} cannot stand for a "
+            f"tensor of shape {tuple(weight.shape)} and dtype {weight.dtype}."
+        )
+    if not 1 <= quantized.bits <= 8:
+        raise MembershipError(f"bits: {quantized.bits} is not one of 1 ... 8.")
+    if not (scale > 0 and float(np.float64(scale).astype(np.float32)) == scale < math.inf):
+        raise MembershipError(f"scale: {scale} is not positive and representable in float32.")
+    if levels.numel() and int(levels.abs().max()) > uniform.largest:
+        raise MembershipError(f"levels: one exceeds {uniform.largest} ({uniform.bits} bits).")
+    if not torch.equal((levels.double() * scale).to(weight.dtype), weight):
+        raise MembershipError("weight: it is not levels x scale; project it first.")
+    return uniform
+
+
+def write_values(elements: NDArray[np.signedinteger], uniform: Uniform | None) -> bytes:
+    """Return the value stream of raw words or of levels."""
+    if uniform is None:
+        return elements.tobytes()
+    return pack(uniform.codes(elements.astype(np.int64)), uniform.bits)
+
+
+def read_values(data: bytes, count: int, uniform: Uniform | None, dtype: torch.dtype) -> Words:
+    """Return the ``count`` elements of a value stream as words.
+
+    Raises:
+        ArtifactError: the stream is not exactly that long, or holds a code that means nothing.
+    """
+    if uniform is None:
+        if len(data) != count * dtype.itemsize:
+            raise ArtifactError(f"record: {len(data)} bytes of values, expected {count} {dtype}.")
+        return np.frombuffer(data, dtype=word_type(dtype))
+    codes = unpack(data, count, uniform.bits)
+    if uniform.zero and not codes.all():
+        raise ArtifactError("record: a level is out of range.")
+    return uniform.table(dtype)[codes]

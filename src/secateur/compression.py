@@ -1,0 +1,193 @@
+"""The main job: train into the constraint sets, write the artifacts, prove them, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import nn
+
+from secateur import data
+from secateur.engine import checkpoint
+from secateur.engine.progress import Progress
+from secateur.engine.trainer import Segment, Trainer
+from secateur.errors import RecipeError, SecateurError
+from secateur.files import atomic
+from secateur.finish import finish, load_dense, save_dense
+from secateur.methods import METHODS, Phase
+from secateur.plan import Plan, build_plan
+from secateur.recipe import Recipe, load_recipe
+from secateur.reference import build
+from secateur.report.html import write_html
+from secateur.report.plan import plan_table
+from secateur.report.terminal import print_report
+from secateur.task import Task
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run left behind.
+
+    Attributes:
+        folder: holds ``model.secateur``, ``model.onnx``, ``report.json``, ``report.html``,
+            ``recipe.yaml`` and ``checkpoint/``.
+        report: the content of ``report.json`` (docs/report.md).
+        model: the compressed network, in evaluation mode; the packed file holds the same.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+    model: nn.Module
+
+
+def compress(
+    task: Task | None,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Result:
+    """Compress a network as a recipe says.
+
+    Args:
+        task: model and data; None builds both from the recipe.
+        recipe: a recipe, its content, or the path of its YAML file. With a task its ``model``
+            and ``data`` may be left out.
+        out: folder for everything that is written.
+        resume: continue the run in ``out`` that was stopped.
+        console: where progress and the report are printed; None prints nothing.
+
+    Raises:
+        RecipeError: the recipe asks for what cannot be.
+        ParityError: an artifact does not compute what the trained model computes.
+        SecateurError: anything else a user can cause.
+    """
+    started = time.perf_counter()
+    console = console or Console(quiet=True)
+    recipe = load_recipe(_completed(recipe, task))
+    folder = Path(out)
+    _claim(folder, resume)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    set_seed(recipe.train.seed)
+    task = task or _build_task(recipe)
+    plans = [_plan(task.model, recipe, number) for number in range(len(recipe.stages))]
+    for number, plan in enumerate(plans):
+        console.print(plan_table(plan, f"stage {number}: {recipe.stages[number].method}"))
+    trainer = Trainer(
+        task,
+        recipe.train,
+        folder / checkpoint.FOLDER,
+        hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
+        Progress(console),
+    )
+    main = trainer.accelerator.is_main_process
+    if main:
+        with atomic(folder / "recipe.yaml") as temporary:
+            temporary.write_text(recipe.to_yaml())
+    segments = _segments(recipe, plans)
+    if recipe.weights:
+        load_dense(task.model, Path(recipe.weights))
+    if main and segments[0].stage is not None:
+        save_dense(task.model, folder / checkpoint.FOLDER)
+
+    def after(segment: Segment) -> None:
+        if main and segment.stage is None:
+            save_dense(task.model, folder / checkpoint.FOLDER)
+
+    trainer.run(segments, resume, after)
+    if main:
+        report = finish(task, recipe, plans, trainer, folder)
+        report["seconds"] = time.perf_counter() - started
+        with atomic(folder / REPORT) as temporary:
+            temporary.write_text(json.dumps(report, indent=1))
+        write_html(report, folder / "report.html")
+        print_report(report, console)
+    trainer.accelerator.wait_for_everyone()
+    return Result(folder, json.loads((folder / REPORT).read_text()), task.model.eval())
+
+
+def _completed(recipe: Any, task: Task | None) -> Any:
+    """Fill in the keys that a task stands for."""
+    if task is None or not isinstance(recipe, Mapping):
+        return recipe
+    return {"name": task.name, "model": task.reference or "task:model", "data": "task", **recipe}
+
+
+def _claim(folder: Path, resume: bool) -> None:
+    """Make the folder ours: an unfinished run in it is continued on request or left alone.
+
+    Raises:
+        SecateurError: it holds an unfinished run, or cannot be written.
+    """
+    state = folder / checkpoint.FOLDER / checkpoint.NAME
+    finished = (folder / REPORT).exists()
+    if resume:
+        return
+    if state.exists() and not finished:
+        raise SecateurError(
+            f"out: {folder} holds an unfinished run.\n"
+            "Add --resume to continue it, or delete the folder, or choose another --out."
+        )
+    try:
+        (folder / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
+        (folder / REPORT).unlink(missing_ok=True)
+        state.unlink(missing_ok=True)
+    except OSError as error:
+        raise SecateurError(f"out: cannot write to {folder} ({error.strerror}).") from error
+
+
+def _build_task(recipe: Recipe) -> Task:
+    """Build model and data from what the recipe names."""
+    model = build(recipe.model, recipe.model_args)
+    splits = data.load(recipe.data.name, root=recipe.data.root, **recipe.data.args)
+    shape = [1, *splits.validation[0][0].shape]
+    return Task(
+        model,
+        splits.train,
+        splits.validation,
+        splits.test,
+        loss=nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing),
+        name=recipe.name,
+        reference=recipe.model,
+        arguments=recipe.model_args,
+        metadata={"input": _compact({"shape": shape, **(splits.normalization or {})})},
+    )
+
+
+def _compact(value: Mapping[str, Any]) -> str:
+    """Return JSON without a byte to spare, floats to seven digits as float32 has them."""
+    rounded = json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.7g}"))
+    return json.dumps(rounded, separators=(",", ":"))
+
+
+def _plan(model: nn.Module, recipe: Recipe, number: int) -> Plan:
+    stage = recipe.stages[number]
+    try:
+        return build_plan(model, stage.target, scope=stage.scope, layers=stage.layers)
+    except RecipeError as error:
+        raise RecipeError(f"stages[{number}].{error}") from error
+
+
+def _segments(recipe: Recipe, plans: Sequence[Plan]) -> list[Segment]:
+    """Return dense training, unless trained weights are given, and every stage's phases."""
+    segments = [] if recipe.weights else [Segment(Phase("train", recipe.train.epochs))]
+    for number, (stage, plan) in enumerate(zip(recipe.stages, plans, strict=True)):
+        method = METHODS[stage.method](plan, **stage.options.model_dump())
+        phases = method.phases()
+        segments += [
+            Segment(phase, number, method, opens=at == 0, closes=at == len(phases) - 1)
+            for at, phase in enumerate(phases)
+        ]
+    return segments

@@ -1,0 +1,80 @@
+"""What every data set becomes: three ``torch.utils.data.Dataset`` objects and a few facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch.utils.data import Dataset
+
+from secateur.errors import DataError
+
+Sample = tuple[torch.Tensor, torch.Tensor]
+
+
+class Normalization(TypedDict):
+    """Per channel, on pixel values in [0, 1]: ``(pixel - mean) / std``."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class InMemory(Dataset[Sample]):
+    """Two tensors with the same first dimension; a batch is one ``index_select`` of each.
+
+    Args:
+        inputs: float tensor of shape (samples, ...), already normalised.
+        targets: int64 tensor of shape (samples,).
+
+    Raises:
+        DataError: the two lengths differ, or there is no sample at all.
+    """
+
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        if len(inputs) != len(targets):
+            raise DataError(f"data: {len(inputs)} inputs but {len(targets)} targets.")
+        if len(inputs) == 0:
+            raise DataError("data: a split holds no samples.")
+        self.inputs = inputs
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.inputs[index], self.targets[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Sample:
+        """Return a whole batch. ``DataLoader`` calls this instead of one call per sample."""
+        chosen = torch.as_tensor(indices)
+        return self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def collate_fn(dataset: Dataset[Any]) -> Callable[[Any], Any] | None:
+    """Return the ``collate_fn`` a ``DataLoader`` of this data set needs (None is torch's own)."""
+    return _as_is if isinstance(dataset, InMemory) else None
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """One data set, split.
+
+    Attributes:
+        name: how the recipe names it.
+        train, validation, test: choices are made on validation; test is read once, at the end.
+        classes: names of the classes by label; empty when unknown.
+        normalization: what was already done to the pixels; None when the user's code did it.
+    """
+
+    name: str
+    train: Dataset[Any]
+    validation: Dataset[Any]
+    test: Dataset[Any]
+    classes: tuple[str, ...] = ()
+    normalization: Normalization | None = None

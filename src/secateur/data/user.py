@@ -1,0 +1,107 @@
+"""A user's own data: a function that returns it, or a folder of images."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from secateur.data.splits import DataSplits, InMemory, Normalization
+from secateur.errors import DataError, MissingDependencyError, did_you_mean
+from secateur.reference import resolve
+
+FOLDER_SPLITS = ("train", "val", "test")
+IMAGENET: Normalization = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+def from_callable(reference: str, options: Mapping[str, Any]) -> DataSplits:
+    """Call a user's function and check that what comes back are three splits.
+
+    Raises:
+        DataError: the function fails, or returns something else.
+    """
+    function = resolve(reference, "data")
+    try:
+        returned = function(**options)
+    except Exception as error:  # a user's function may fail in any way
+        message = str(error).partition("\n")[0]
+        raise DataError(f"data: '{reference}' failed: {type(error).__name__}: {message}") from error
+    if isinstance(returned, DataSplits):
+        return returned
+    if not isinstance(returned, tuple | list) or len(returned) != 3:
+        raise DataError(
+            f"data: '{reference}' returned {type(returned).__name__}, "
+            "it should return (train, validation, test)."
+        )
+    train, validation, test = (
+        _as_dataset(part, f"'{reference}' ({split})")
+        for part, split in zip(returned, ("train", "validation", "test"), strict=True)
+    )
+    classes = tuple(str(each) for each in getattr(train, "classes", ()))
+    return DataSplits(reference, train, validation, test, classes)
+
+
+def _as_dataset(part: Any, where: str) -> Dataset[Any]:
+    if isinstance(part, Dataset):
+        return part
+    if isinstance(part, tuple | list) and len(part) == 2:
+        inputs, targets = part
+        if isinstance(inputs, torch.Tensor) and isinstance(targets, torch.Tensor):
+            return InMemory(inputs, targets)
+    raise DataError(f"data: {where} is neither a torch Dataset nor a pair of tensors.")
+
+
+def from_folder(folder: Path, options: Mapping[str, Any]) -> DataSplits:
+    """Load train/, val/ and test/ through torchvision's ``ImageFolder``.
+
+    Images are resized and centre-cropped to ``size`` pixels and normalised as ImageNet is.
+
+    Raises:
+        DataError: a split is missing, holds no images, or has classes that train/ has not.
+        MissingDependencyError: torchvision is not installed.
+    """
+    size = _size(options)
+    try:
+        datasets = importlib.import_module("torchvision.datasets")
+        transforms = importlib.import_module("torchvision.transforms")
+    except ImportError as error:
+        raise MissingDependencyError(
+            'data: a folder of images needs torchvision.\nRemedy: pip install "secateur[vision]"'
+        ) from error
+    for split in FOLDER_SPLITS:
+        if not (folder / split).is_dir():
+            raise DataError(f"data: '{folder}' has no folder '{split}'; it needs train, val, test.")
+    transform = transforms.Compose(
+        [
+            transforms.Resize(size),
+            transforms.CenterCrop(size),
+            transforms.ToTensor(),
+            transforms.Normalize(**IMAGENET),
+        ]
+    )
+    try:
+        parts = [datasets.ImageFolder(folder / split, transform) for split in FOLDER_SPLITS]
+    except FileNotFoundError as error:
+        raise DataError(f"data: '{folder}': {str(error).partition(chr(10))[0]}") from error
+    for split, part in zip(FOLDER_SPLITS, parts, strict=True):
+        if part.classes != parts[0].classes:
+            raise DataError(f"data: '{folder / split}' and train hold different classes.")
+    train, validation, test = parts
+    return DataSplits(str(folder), train, validation, test, tuple(train.classes), IMAGENET)
+
+
+def _size(options: Mapping[str, Any]) -> int:
+    unknown = [key for key in options if key != "size"]
+    if unknown:
+        raise DataError(
+            f"data.args: '{unknown[0]}' is not known; a folder of images takes 'size'."
+            + did_you_mean(unknown[0], ["size"])
+        )
+    size = options.get("size", 224)
+    if not isinstance(size, int) or size < 1:
+        raise DataError(f"data.args.size: {size!r} should be a positive number of pixels.")
+    return size

@@ -1,0 +1,1 @@
+"""The training loop, checkpoints and progress: used by every method, knowing none."""

@@ -1,0 +1,251 @@
+"""The one training loop, used by every method and knowing none."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, Sampler
+
+from secateur.data import collate_fn
+from secateur.engine import checkpoint
+from secateur.engine.evaluate import mean_score
+from secateur.engine.progress import Progress
+from secateur.errors import SecateurError
+from secateur.methods import Method, Phase
+from secateur.task import Task
+
+
+class TrainOptions(Protocol):
+    """What the engine reads of a recipe's ``train``."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def optimizer(self) -> str: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class EpochSampler(Sampler[int]):
+    """A permutation that depends on the seed and the epoch alone, so that resuming repeats it."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.seed = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        yield from torch.randperm(self.length, generator=generator).tolist()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A phase of a run: dense training (no method), or one phase of a stage's method.
+
+    Attributes:
+        phase: its name, length and learning rate.
+        stage: index into the recipe's stages, or None for dense training.
+        method: the stage's method, shared by all its segments.
+        opens: whether it is the first of its stage.
+        closes: whether it is the last of its stage.
+    """
+
+    phase: Phase
+    stage: int | None = None
+    method: Method | None = None
+    opens: bool = True
+    closes: bool = True
+
+
+@dataclass
+class Trainer:
+    """Trains a task through segments, with a checkpoint after every epoch.
+
+    All randomness of an epoch derives from the seed, the segment and the epoch, so a resumed run
+    repeats an uninterrupted one bit for bit (same machine, same number of threads).
+
+    Args:
+        task: model and data; the model is trained in place.
+        options: the recipe's ``train``.
+        folder: where checkpoints are kept.
+        identity: what the run was asked; a checkpoint of another request is refused.
+        progress: where progress is shown.
+    """
+
+    task: Task
+    options: TrainOptions
+    folder: Path
+    identity: str
+    progress: Progress
+    accelerator: Accelerator = field(default_factory=Accelerator)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model = self.accelerator.prepare_model(self.task.model)
+        self.sampler = EpochSampler(len(self.task.train))  # type: ignore[arg-type]
+        loader = DataLoader(
+            self.task.train,
+            batch_size=self.options.batch_size,
+            sampler=self.sampler,
+            collate_fn=collate_fn(self.task.train),
+        )
+        self.loader = self.accelerator.prepare_data_loader(loader)
+
+    def run(
+        self,
+        segments: Sequence[Segment],
+        resume: bool = False,
+        after: Callable[[Segment], None] = lambda segment: None,
+    ) -> None:
+        """Train through all segments.
+
+        Args:
+            segments: in order.
+            resume: continue from ``folder`` if it holds a checkpoint of the same request.
+            after: called at the end of each segment; once more for the one resumed from.
+
+        Raises:
+            SecateurError: the checkpoint belongs to another request, or training diverged.
+        """
+        saved = checkpoint.load(self.folder) if resume else None
+        if saved and saved["identity"] != self.identity:
+            raise SecateurError(
+                "resume: the checkpoint belongs to another recipe or other options.\n"
+                "Use another --out, or leave out --resume to start afresh."
+            )
+        if saved:
+            self.task.model.load_state_dict(saved["model"])
+            self.history[:] = saved["history"]
+        total = sum(segment.phase.epochs for segment in segments)
+        with self.progress.running(total, len(self.history)):
+            for number, segment in enumerate(segments):
+                if saved and number < saved["segment"]:
+                    continue
+                self._segment(number, segment, saved)
+                saved = None
+                after(segment)
+
+    def _segment(self, number: int, segment: Segment, saved: dict[str, Any] | None) -> None:
+        """Train one segment, from where ``saved`` left it if that is given."""
+        phase, method = segment.phase, segment.method
+        if method and (segment.opens or saved):
+            method.attach(self.task.model)
+        optimizer = self.accelerator.prepare_optimizer(self._optimizer())
+        if saved:
+            optimizer.load_state_dict(saved["optimizer"])
+            if method:
+                method.load_state_dict(saved["method"])
+        elif method:
+            method.begin(phase, len(self.loader))
+        for epoch in range(saved["epochs"] if saved else 0, phase.epochs):
+            set_seed(_derived_seed(self.options.seed, number, epoch))
+            self.sampler.seed = _derived_seed(self.options.seed, number, epoch)
+            started = time.perf_counter()
+            loss = self._epoch(segment, optimizer, epoch)
+            entry = {
+                "stage": segment.stage,
+                "method": method.name if method else "dense",
+                "phase": phase.name,
+                "step": phase.step,
+                "epoch": epoch,
+                "loss": loss,
+                "accuracy": mean_score(self.task, self.task.validation),
+                "lr": self._rate(phase, epoch * len(self.loader)),
+            }
+            if method:
+                entry |= method.metrics()
+                if method.approximate:
+                    with method.projected():
+                        entry["projected_accuracy"] = mean_score(self.task, self.task.validation)
+            entry["seconds"] = time.perf_counter() - started
+            self.history.append(entry)
+            self.progress.epoch(entry, phase.epochs)
+            self._save(number, epoch + 1, optimizer, method)
+        if method and segment.closes:
+            method.finalize()
+
+    def _epoch(self, segment: Segment, optimizer: torch.optim.Optimizer, epoch: int) -> float:
+        """Train for one epoch and return the mean loss, without the method's penalty."""
+        method = segment.method
+        self.model.train()
+        total = torch.zeros((), device=self.accelerator.device)
+        self.progress.begin_epoch(len(self.loader), segment.phase.name)
+        for step, (inputs, targets) in enumerate(self.loader):
+            rate = self._rate(segment.phase, epoch * len(self.loader) + step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = self.task.loss(self.model(inputs), targets)
+            total += loss.detach()
+            self.accelerator.backward(loss + method.penalty() if method else loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            if method:
+                method.step()
+            self.progress.advance()
+        mean = float(total) / len(self.loader)
+        if not math.isfinite(mean):
+            raise SecateurError(
+                f"train.lr: the loss became {mean} at lr {rate:g}; lower it or check the data."
+            )
+        return mean
+
+    def _rate(self, phase: Phase, step: int) -> float:
+        """Return the learning rate of a step counted from the start of the phase."""
+        peak = self.options.lr if phase.lr is None else phase.lr
+        if self.options.schedule == "constant":
+            return peak
+        return peak * (1 + math.cos(math.pi * step / (phase.epochs * len(self.loader)))) / 2
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Return a fresh optimizer: moments from before a projection must not outlive it."""
+        o = self.options
+        parameters = self.model.parameters()
+        if o.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+            )
+        kind = torch.optim.AdamW if o.optimizer == "adamw" else torch.optim.Adam
+        return kind(parameters, o.lr, weight_decay=o.weight_decay)
+
+    def _save(
+        self, number: int, epochs: int, optimizer: torch.optim.Optimizer, method: Method | None
+    ) -> None:
+        if self.accelerator.is_main_process:
+            state = {
+                "identity": self.identity,
+                "segment": number,
+                "epochs": epochs,
+                "model": self.task.model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "method": method.state_dict() if method else None,
+                "history": self.history,
+            }
+            checkpoint.save(self.folder, state)
+
+
+def _derived_seed(seed: int, segment: int, epoch: int) -> int:
+    """Return a seed of 32 bits for one epoch of one segment."""
+    digest = hashlib.sha256(f"{seed}/{segment}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")

@@ -1,0 +1,210 @@
+"""After training: settle the last bits, write the artifacts, prove parity, gather the report."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from secateur._version import __version__
+from secateur.artifact import onnx, packed
+from secateur.codec import Quantized
+from secateur.engine import checkpoint
+from secateur.engine.evaluate import mean_score, outputs
+from secateur.engine.trainer import Trainer
+from secateur.errors import MembershipError, ParityError, RecipeError
+from secateur.files import atomic
+from secateur.plan import Plan, Row
+from secateur.recipe import Recipe
+from secateur.reference import is_known
+from secateur.report import gather
+from secateur.sets import ConstraintSet, Levels
+from secateur.sets.levels import at_scale
+from secateur.task import Task
+
+PACKED = "model.secateur"
+ONNX = "model.onnx"
+BIAS = Levels(bits=8, zero=True)
+"""What biases of compressed layers become."""
+
+DECODED_TOLERANCE = 1e-6
+"""Largest logit difference of the decoded network, relative to the largest logit."""
+
+ONNX_TOLERANCE = 1e-4
+"""Largest logit difference of the ONNX network, relative to the largest logit."""
+
+
+def save_dense(model: nn.Module, folder: Path) -> None:
+    """Keep the dense network, which the report compares with."""
+    with atomic(folder / checkpoint.DENSE) as temporary:
+        safetensors.torch.save_model(model, str(temporary))
+
+
+def load_dense(model: nn.Module, path: Path) -> None:
+    """Load trained weights from a ``.safetensors`` state dict or a packed file.
+
+    Raises:
+        RecipeError: the file is not one, or belongs to another architecture.
+    """
+    if path.suffix == ".secateur":
+        packed.load(path, model)
+        return
+    try:
+        safetensors.torch.load_model(model, str(path))
+    except Exception as error:  # the parser and torch each raise kinds of their own
+        raise RecipeError(f"weights: {path} does not fit the model: {error}") from error
+
+
+def final_sets(model: nn.Module, plans: Sequence[Plan]) -> dict[str, ConstraintSet]:
+    """Return, by layer, the set that the last stage to plan it asked for.
+
+    Raises:
+        MembershipError: a weight is not in its set: the method did not do its work.
+    """
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    sets: dict[str, ConstraintSet] = {}
+    for plan in plans:
+        sets.update(plan.within(weights).sets(weights))
+    for layer, target in sets.items():
+        if not target.contains(weights[f"{layer}.weight" if layer else "weight"]):
+            raise MembershipError(f"{layer}: its weight is not in {target}.")
+    return sets
+
+
+@torch.no_grad()
+def settle(
+    model: nn.Module, rows: Sequence[Row], sets: Mapping[str, ConstraintSet]
+) -> dict[str, Quantized]:
+    """Round scales to float16 and biases of compressed layers to 8 bits, in place.
+
+    A weight with another scale is still a member of its set. Returns what is quantized, by name.
+    """
+    parameters = dict(model.named_parameters())
+    quantized: dict[str, Quantized] = {}
+    for row in rows:
+        if row.layer not in sets:
+            continue
+        found = {row.parameter: sets[row.layer].quantized(parameters[row.parameter])}
+        if row.bias in parameters:
+            found[row.bias] = BIAS.quantized(BIAS.project(parameters[row.bias]))
+        for name, levels in found.items():
+            if levels is not None:
+                quantized[name] = _rounded(levels)
+                weight = parameters[name]
+                weight.copy_(at_scale(levels.levels, quantized[name].scale, weight.dtype))
+    return quantized
+
+
+def _rounded(levels: Quantized) -> Quantized:
+    """Return the same levels with the scale in float16, where that is in its normal range."""
+    half = torch.tensor(levels.scale, dtype=torch.float64).half()
+    normal = torch.finfo(torch.float16).smallest_normal <= float(half) < float("inf")
+    return replace(levels, scale=float(half)) if normal else levels
+
+
+def finish(
+    task: Task, recipe: Recipe, plans: Sequence[Plan], trainer: Trainer, folder: Path
+) -> dict[str, Any]:
+    """Write the artifacts of a trained network, check them, and return the report.
+
+    Raises:
+        MembershipError: a weight is not in its set.
+        ParityError: an artifact does not compute what the trained network computes.
+    """
+    model = task.model.cpu().eval()
+    sets = final_sets(model, plans)
+    rows = plans[0].rows
+    quantized = settle(model, rows, sets)
+    size = packed.save(
+        folder / PACKED,
+        model,
+        quantized,
+        reference=task.reference,
+        arguments=task.arguments,
+        metadata=task.metadata,
+    )
+    dense = copy.deepcopy(model)
+    load_dense(dense, folder / checkpoint.FOLDER / checkpoint.DENSE)
+    runners: dict[str, Callable[[Tensor], Tensor]] = {
+        "dense": dense,
+        "compressed": model,
+        "decoded": _decoded(task, folder / PACKED),
+    }
+    if recipe.export.onnx:
+        onnx.export_onnx(model, task.example_input, folder / ONNX)
+        runners["onnx"] = onnx.OnnxModel(folder / ONNX)
+    logits = {name: outputs(runner, task.test) for name, runner in runners.items()}
+    accuracy: dict[str, Any] = {
+        name: float(task.score(*result).double().mean()) for name, result in logits.items()
+    }
+    accuracy.setdefault("onnx", None)
+    accuracy["validation"] = {
+        "dense": float(task.score(*outputs(dense, task.validation)).double().mean()),
+        "compressed": mean_score(task, task.validation),
+    }
+    parity = compare({name: result[0] for name, result in logits.items()})
+    layers = gather.layers(model, task.example_input, rows, sets, size.tensors)
+    storage = gather.storage(layers, dense, size.file, folder / ONNX)
+    cost = gather.cost(layers)
+    return {
+        "schema": 1,
+        "secateur": __version__,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "name": task.name,
+        "recipe": recipe.to_dict(),
+        "environment": gather.environment(str(trainer.accelerator.device)),
+        "accuracy": accuracy,
+        "ratio": gather.ratios(storage, cost),
+        "storage": storage,
+        "cost": cost,
+        "parity": parity,
+        "layers": layers,
+        "history": trainer.history,
+    }
+
+
+def _decoded(task: Task, path: Path) -> nn.Module:
+    """Load the packed file as a user would; into a blank copy where it cannot be named."""
+    if task.reference and is_known(task.reference):
+        return packed.load(path)
+    blank = copy.deepcopy(task.model)
+    with torch.no_grad():
+        for tensor in blank.state_dict().values():
+            tensor.zero_()
+    return packed.load(path, blank)
+
+
+def compare(logits: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Compare artifacts with the trained network.
+
+    Args:
+        logits: outputs on the same samples, ``(samples, classes)``, by ``compressed``, ``decoded``
+            and, if exported, ``onnx``.
+
+    Raises:
+        ParityError: an artifact does not compute the same.
+    """
+    reference = logits["compressed"]
+    largest = float(reference.abs().max())
+    parity: dict[str, Any] = {"samples": len(reference), "agreement": {}}
+    for name, tolerance in (("decoded", DECODED_TOLERANCE), ("onnx", ONNX_TOLERANCE)):
+        parity[name] = parity["agreement"][name] = None
+        if name in logits:
+            difference = float((logits[name] - reference).abs().max())
+            same = logits[name].argmax(dim=1) == reference.argmax(dim=1)
+            parity[name] = difference
+            parity["agreement"][name] = float(same.double().mean())
+            if not difference <= tolerance * largest:
+                raise ParityError(
+                    f"{name}: the artifact's outputs differ from the trained model's by up to "
+                    f"{difference:.3g} (outputs reach {largest:.3g}).\n"
+                    "The files were written but must not be used; please report this as a bug."
+                )
+    return parity

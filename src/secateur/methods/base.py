@@ -1,0 +1,146 @@
+"""What every method can do, and the registry by which recipes name them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from secateur.errors import RecipeError
+from secateur.plan import Plan, build_plan
+from secateur.sets import ConstraintSet
+
+METHODS: dict[str, type[Method]] = {}
+"""Methods by the name a recipe uses."""
+
+AnyMethod = TypeVar("AnyMethod", bound="type[Method]")
+
+
+def register(cls: AnyMethod) -> AnyMethod:
+    """Class decorator: let recipes name this method."""
+    METHODS[cls.name] = cls
+    return cls
+
+
+class MethodOptions(BaseModel):
+    """Base of a method's options: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one optimizer and one learning-rate schedule.
+
+    Attributes:
+        name: what the history calls it, for example ``admm`` or ``retrain``.
+        epochs: its length.
+        lr: peak learning rate, or None for the recipe's.
+        step: which progressive step it belongs to.
+    """
+
+    name: str
+    epochs: int
+    lr: float | None = None
+    step: int = 0
+
+
+class Method(ABC):
+    """A way to train a network into its constraint sets.
+
+    In a loop of your own: ``attach``, then per batch add ``penalty()`` to the loss and call
+    ``step()`` after the optimizer's, and ``finalize()`` at the end. The engine does the same and
+    also walks through :meth:`phases`.
+
+    Args:
+        target: a constraint set for every convolution and linear layer, or a plan by layer.
+        options: fields of the method's ``Options``.
+
+    Raises:
+        RecipeError: an option does not exist or is out of range.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Options: ClassVar[type[MethodOptions]]
+
+    def __init__(self, target: ConstraintSet | Plan, **options: Any) -> None:
+        self.target = target
+        try:
+            self.options = self.Options(**options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise RecipeError(f"{where}: {first['msg']} (got {first['input']!r}).") from error
+
+    def attach(self, model: nn.Module) -> Method:
+        """Bind the method to a model, whose parameters it will change in place.
+
+        Raises:
+            RecipeError: a set makes no sense for this method, or no layer can be planned.
+        """
+        target = self.target
+        self.plan = target if isinstance(target, Plan) else build_plan(model, target)
+        self.model = model
+        parameters = dict(model.named_parameters())
+        self.weights = {row.parameter: parameters[row.parameter] for row in self.plan.compressed}
+        return self
+
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the phases that the engine trains, in order."""
+
+    @abstractmethod
+    def begin(self, phase: Phase, steps: int) -> None:
+        """Prepare for a phase of ``phase.epochs`` epochs with ``steps`` optimizer steps each."""
+
+    @abstractmethod
+    def penalty(self) -> Tensor:
+        """Return what this method adds to the loss, a scalar."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Do this method's work after an optimizer step."""
+
+    @abstractmethod
+    def finalize(self) -> nn.Module:
+        """Make every weight a member of its set; return the model, a plain ``nn.Module``."""
+
+    @property
+    @abstractmethod
+    def approximate(self) -> bool:
+        """Whether the weights now only approach their sets, so that projecting changes them."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Return what is worth a line in the log at the end of an epoch."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return all state that resuming needs, as tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        """Within this context the model holds its weights as they would be if projected now."""
+        before = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.write(self.plan.project(before))
+        try:
+            yield
+        finally:
+            self.write(before)
+
+    @torch.no_grad()
+    def write(self, values: Mapping[str, Tensor]) -> None:
+        """Copy tensors into the planned weights."""
+        for name, value in values.items():
+            self.weights[name].copy_(value)

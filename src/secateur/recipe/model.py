@@ -1,0 +1,132 @@
+"""The recipe: every key there is, with its default and its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from secateur.recipe.problems import Problems, show
+from secateur.recipe.stage import Stage, parse_stage
+
+
+class Section(BaseModel):
+    """A map of a recipe: no unknown keys, no conversions, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataChoice(Section):
+    """Which data set, and where it is."""
+
+    name: str = Field(min_length=1, description="digits, mnist, module:callable or a folder")
+    root: str | None = Field(None, description="folder where 'secateur data get' put named sets")
+    args: dict[str, Any] = Field({}, description="arguments for a module:callable or a folder")
+
+
+class Train(Section):
+    """How the dense network is trained, and what stages start from."""
+
+    epochs: int = Field(10, ge=1, description="epochs of dense training")
+    batch_size: int = Field(128, ge=1, description="samples per step")
+    lr: float = Field(1e-3, gt=0, description="learning rate at the start")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    weight_decay: float = Field(0.0, ge=0, description="L2 (adam, sgd) or decoupled (adamw) decay")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, shuffling and all else")
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default torch decides")
+
+
+class Export(Section):
+    """What is written beside the packed file."""
+
+    onnx: bool = Field(True, description="whether to write model.onnx")
+
+
+class Head(Section):
+    """The top of a recipe, while its inner maps are still unread."""
+
+    name: str = Field(min_length=1, description="name of the run in reports")
+    model: str = Field(
+        pattern=r"^[\w.]+:\w+$", description="network as module:callable, e.g. secateur.zoo:lenet5"
+    )
+    model_args: dict[str, Any] = Field({}, description="keyword arguments of the model's callable")
+    weights: str | None = Field(None, description="file of trained dense weights")
+    data: Any = Field(description="data set, e.g. digits")
+    train: Any = {}
+    stages: Any = Field(description="list of stages, e.g. [{method: admm, density: 0.1}]")
+    export: Any = {}
+
+
+class Recipe(Head):
+    """What to compress, with which data and by which stages.
+
+    Attributes:
+        name: what reports call the run.
+        model: ``module:callable`` that builds the network.
+        model_args: keyword arguments of that callable.
+        weights: trained dense weights (.safetensors or a packed file); trained here when None.
+        data: the data set.
+        train: how the dense network is trained.
+        stages: the methods to run, in order; at least one.
+        export: what is written beside the packed file.
+    """
+
+    data: DataChoice
+    train: Train
+    stages: tuple[Stage, ...]
+    export: Export
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain data, with every default written out."""
+        content = self.model_dump(mode="json", exclude={"stages", "export"})
+        content["stages"] = [stage.to_dict() for stage in self.stages]
+        return {**content, "export": self.export.model_dump()}
+
+    def to_yaml(self) -> str:
+        """Return YAML that loads as this same recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def parse_recipe(content: dict[str, Any], source: str, name: str | None) -> Recipe:
+    """Validate a mapping.
+
+    Args:
+        content: the recipe; ``data`` may be just the name of the data set.
+        source: what error messages call it.
+        name: the recipe's name when it states none; by default the model's.
+
+    Raises:
+        RecipeError: anything is unknown, missing, or out of range.
+    """
+    problems = Problems(source)
+    values = dict(content)
+    values.setdefault("name", name or str(values.get("model", "recipe")).rpartition(":")[2])
+    if isinstance(values.get("data"), str):
+        values["data"] = {"name": values["data"]}
+    head = problems.validate(Head, values, "")
+    data = problems.validate(DataChoice, values["data"], "data") if "data" in values else None
+    train = problems.validate(Train, values.get("train", {}), "train")
+    stages = _parse_stages(values["stages"], problems) if "stages" in values else ()
+    export = problems.validate(Export, values.get("export", {}), "export")
+    if head and head.weights is not None and not Path(head.weights).is_file():
+        problems.add("weights", f"{show(head.weights)} is not a file; remove it to train first.")
+    problems.raise_if_any()
+    assert head is not None
+    inner = {"data": data, "train": train, "stages": stages, "export": export}
+    return Recipe.model_validate({**head.model_dump(), **inner})
+
+
+def _parse_stages(raw: Any, problems: Problems) -> tuple[Stage | None, ...]:
+    if not isinstance(raw, list | tuple) or not raw:
+        problems.add(
+            "stages",
+            f"{show(raw)} should be a list with at least one stage, such as:\n"
+            "[{method: admm, density: 0.1}]",
+        )
+        return ()
+    return tuple(parse_stage(each, f"stages[{at}]", problems) for at, each in enumerate(raw))

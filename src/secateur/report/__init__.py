@@ -1,0 +1,1 @@
+"""What a run achieved: terminal tables and a self-contained HTML page."""

@@ -1,0 +1,136 @@
+"""The figures of a report: what every layer became, and the three accountings."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.codec import Storage
+from secateur.cost import inspect
+from secateur.plan import Row
+from secateur.sets import ConstraintSet, Intersection, Levels
+
+FLOAT_BITS = 32
+
+
+def layers(
+    model: nn.Module,
+    example_input: Tensor,
+    rows: Sequence[Row],
+    sets: Mapping[str, ConstraintSet],
+    stored: Mapping[str, Storage],
+) -> list[dict[str, Any]]:
+    """Return one entry per row of the plan: what became of it and what it takes.
+
+    Args:
+        model: the finished network.
+        example_input: a batch of one, for counting MACs.
+        rows: of the plan.
+        sets: by layer, the set its weight is a member of.
+        stored: by tensor name, the bits it takes in the packed file.
+    """
+    macs = {layer.name: layer.macs for layer in inspect(model, example_input).layers}
+    parameters = dict(model.named_parameters())
+    entries = []
+    for row in rows:
+        weight, bias = parameters.get(row.parameter), parameters.get(row.bias)
+        target = sets.get(row.layer)
+        kept = row.weights if weight is None else int(weight.count_nonzero())
+        size = stored.get(row.parameter)
+        entries.append(
+            {
+                "name": row.layer,
+                "kind": row.kind,
+                "shape": list(row.shape),
+                "parameters": row.weights + (0 if bias is None else bias.numel()),
+                "weights": row.weights,
+                "kept": kept,
+                "density": kept / row.weights,
+                "bits": _bits(target),
+                "macs": macs.get(row.layer, 0),
+                "set": "dense" if target is None else str(target),
+                "storage": dataclasses.asdict(size) if size else None,
+                "note": row.note,
+            }
+        )
+    return entries
+
+
+def storage(
+    entries: Sequence[Mapping[str, Any]], dense: nn.Module, packed_bytes: int, onnx: Path
+) -> dict[str, Any]:
+    """Return the three accountings: weights counted, bits of weights and indices, whole files.
+
+    The first two are over weights of convolutions and linear layers; biases and norms are only in
+    the third.
+    """
+    matrices = [entry for entry in entries if len(entry["shape"]) > 1]
+    bits = {
+        kind: sum(entry["storage"][kind] for entry in matrices if entry["storage"])
+        for kind in ("values", "index", "metadata")
+    }
+    weights = sum(entry["weights"] for entry in matrices)
+    return {
+        "weights": {"dense": weights, "kept": sum(entry["kept"] for entry in matrices)},
+        "bits": {"dense": weights * FLOAT_BITS, **bits},
+        "file": {
+            "dense": sum(4 * tensor.numel() for tensor in dense.state_dict().values()),
+            "packed": packed_bytes,
+            "onnx": onnx.stat().st_size if onnx.exists() else None,
+        },
+    }
+
+
+def cost(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return MACs and BOPs of the dense and the compressed network.
+
+    Zeros are not skipped: on a machine that does not exploit them they are multiplied like any
+    other weight. ``effective_macs`` is what a machine that skips every zero weight would do.
+    """
+    macs = sum(entry["macs"] for entry in entries)
+    return {
+        "dense": {"macs": macs, "bops": macs * FLOAT_BITS**2},
+        "compressed": {
+            "macs": macs,
+            "bops": sum(entry["macs"] * entry["bits"] * FLOAT_BITS for entry in entries),
+            "effective_macs": round(sum(entry["macs"] * entry["density"] for entry in entries)),
+        },
+    }
+
+
+def ratios(storage: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, float]:
+    """Return dense / compressed of weights, bits (values, indices and record headers), file bytes,
+    MACs and BOPs."""
+    bits = storage["bits"]
+    stored = bits["values"] + bits["index"] + bits["metadata"]
+    dense, compressed = cost["dense"], cost["compressed"]
+    return {
+        "weights": storage["weights"]["dense"] / max(1, storage["weights"]["kept"]),
+        "bits": bits["dense"] / max(1, stored),
+        "file": storage["file"]["dense"] / storage["file"]["packed"],
+        "macs": dense["macs"] / max(1, compressed["macs"]),
+        "bops": dense["bops"] / max(1, compressed["bops"]),
+    }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Return what the run depended on besides the recipe."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def _bits(target: ConstraintSet | None) -> int:
+    levels = target.levels if isinstance(target, Intersection) else target
+    return levels.bits if isinstance(levels, Levels) else FLOAT_BITS

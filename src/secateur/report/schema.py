@@ -1,0 +1,172 @@
+"""The content of ``report.json``, version 1; docs/report.md says what each key means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateur.errors import SecateurError
+
+SCHEMA = 1
+
+Count = int
+"""A number of things: weights, bits, bytes, operations, samples."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ValidationAccuracy(_Part):
+    dense: float
+    compressed: float
+
+
+class Accuracy(_Part):
+    dense: float
+    compressed: float
+    decoded: float
+    onnx: float | None
+    validation: ValidationAccuracy
+
+
+class Ratio(_Part):
+    weights: float
+    bits: float
+    file: float
+    macs: float
+    bops: float
+
+
+class WeightCounts(_Part):
+    dense: Count
+    kept: Count
+
+
+class LayerBits(_Part):
+    values: Count
+    index: Count
+    metadata: Count
+
+
+class Bits(LayerBits):
+    dense: Count
+
+
+class FileBytes(_Part):
+    dense: Count
+    packed: Count
+    onnx: Count | None = None
+
+
+class Storage(_Part):
+    weights: WeightCounts
+    bits: Bits
+    file: FileBytes
+
+
+class Operations(_Part):
+    macs: float
+    bops: float
+
+
+class CompressedOperations(Operations):
+    effective_macs: float
+
+
+class Cost(_Part):
+    dense: Operations
+    compressed: CompressedOperations
+
+
+class Agreement(_Part):
+    decoded: float
+    onnx: float | None
+
+
+class Parity(_Part):
+    samples: Count
+    decoded: float
+    onnx: float | None
+    agreement: Agreement
+
+
+class Layer(_Part):
+    name: str
+    kind: str
+    shape: list[int]
+    parameters: Count
+    weights: Count
+    kept: Count
+    density: float
+    bits: float
+    macs: float
+    set: str
+    storage: LayerBits | None
+    note: str
+
+
+class Epoch(_Part):
+    """One row of the history; a method may add figures of its own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    stage: int | None
+    method: str
+    phase: str
+    step: int = 0
+    epoch: int
+    loss: float
+    accuracy: float
+    seconds: float
+    lr: float
+    projected_accuracy: float | None = None
+    primal: float | None = None
+    dual: float | None = None
+    rho: float | None = None
+
+
+class Environment(_Part):
+    python: str
+    torch: str
+    platform: str
+    cpu: str
+    threads: int
+    device: str
+
+
+class Report(_Part):
+    version: Literal[1] = Field(alias="schema")
+    secateur: str
+    created: str
+    name: str
+    recipe: dict[str, Any]
+    environment: Environment
+    accuracy: Accuracy
+    ratio: Ratio
+    storage: Storage
+    cost: Cost
+    parity: Parity
+    layers: list[Layer]
+    history: list[Epoch]
+    seconds: float
+
+
+def validate(report: Mapping[str, Any]) -> None:
+    """Check that a report has every key of the schema, no other, and the right types.
+
+    Raises:
+        SecateurError: it does not; the message names the first field that is wrong.
+    """
+    try:
+        Report.model_validate(report)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise SecateurError(
+            f"report: {place}: {first['msg']}.\n"
+            f"Write the report again with this version of secateur (schema {SCHEMA})."
+        ) from error

@@ -1,0 +1,205 @@
+"""The battery every constraint set must pass, and what is particular to each."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from secateur.errors import MembershipError, NonFiniteError, SecateurError
+from secateur.sets import ConstraintSet, Intersection, Levels, Unstructured
+from secateur.sets import levels as levels_module
+
+EVERY_SET: list[ConstraintSet] = [
+    Unstructured(density=0.3),
+    Unstructured(density=1.0),
+    Unstructured(keep=0),
+    Unstructured(keep=5),
+    Levels(1),
+    Levels(3),
+    Levels(8),
+    Levels(2, zero=True),
+    Levels(8, zero=True),
+    Unstructured(density=0.3) & Levels(1),
+    Unstructured(keep=4) & Levels(3),
+    Unstructured(keep=6) & Levels(4, zero=True),
+    Unstructured(density=1.0) & Levels(8),
+]
+SHAPES = [(1,), (7,), (3, 5), (4, 3, 2, 2), (1, 1), (2, 0)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> Tensor:
+    """Draw a tensor with ties, zeros and scales far from 1."""
+    shape = draw(st.sampled_from(SHAPES))
+    dtype = draw(st.sampled_from(DTYPES))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    values = torch.randn(shape, generator=generator)
+    if draw(st.booleans()):
+        values = values.mul(2).round().div(2)
+    zeros = torch.rand(shape, generator=generator) > draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    return (values * zeros * draw(st.sampled_from([1.0, 1e-3, 100.0]))).to(dtype)
+
+
+@pytest.mark.parametrize("target", EVERY_SET, ids=str)
+@settings(max_examples=60, deadline=None)
+@given(weight=weights())
+def test_projection_is_an_idempotent_member_and_leaves_its_input(
+    target: ConstraintSet, weight: Tensor
+) -> None:
+    before = weight.clone()
+    projected = target.project(weight)
+    assert torch.equal(weight, before)
+    assert projected.dtype == weight.dtype
+    assert projected.shape == weight.shape
+    assert target.contains(projected)
+    assert torch.equal(target.project(projected), projected)
+
+
+@pytest.mark.parametrize("target", EVERY_SET, ids=str)
+@settings(max_examples=60, deadline=None)
+@given(weight=weights())
+def test_encoding_is_exact_and_counted_exactly(target: ConstraintSet, weight: Tensor) -> None:
+    member = target.project(weight)
+    record = target.encode(member)
+    assert 8 * len(record) == target.storage(member).total
+    decoded = target.decode(record, tuple(member.shape), member.dtype)
+    assert decoded.dtype == member.dtype
+    assert torch.equal(decoded, member)
+
+
+@pytest.mark.parametrize("target", EVERY_SET, ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_weights_are_refused(target: ConstraintSet, value: float) -> None:
+    weight = torch.tensor([[0.5, value, -0.25]])
+    assert not target.contains(weight) or isinstance(target, Unstructured)
+    with pytest.raises(NonFiniteError, match="1 of 3 weights"):
+        target.project(weight)
+
+
+def test_encoding_refuses_a_non_member() -> None:
+    with pytest.raises(MembershipError):
+        Unstructured(keep=1).encode(torch.ones(3))
+    with pytest.raises(MembershipError):
+        Levels(2).encode(torch.tensor([1.0, 1.1, 1.7, 3.1, -2.0]))
+
+
+def squared_distance(first: Tensor, second: Tensor) -> float:
+    return float((first.double() - second.double()).square().sum())
+
+
+def best_by_brute_force(weight: Tensor, choices: range, supports: list[tuple[int, ...]]) -> float:
+    """Try every support, every assignment of levels on it, each with its own best scale."""
+    flat = weight.double().flatten()
+    best = float("inf")
+    for support in supports:
+        inside = flat[list(support)]
+        outside = float(flat.square().sum() - inside.square().sum())
+        best = min(best, outside + float(inside.square().sum()) if not support else best)
+        for assignment in itertools.product([c for c in choices if c != 0], repeat=len(support)):
+            levels = torch.tensor(assignment, dtype=torch.float64)
+            if not support:
+                continue
+            scale = max(float(inside @ levels / (levels @ levels)), 0.0)
+            best = min(best, outside + squared_distance(inside, scale * levels))
+    return best
+
+
+def tiny_tensors(count: int, size: int) -> list[Tensor]:
+    """Random tensors, every third with ties and every fifth with zeros."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = []
+    for number in range(count):
+        weight = torch.randn(size, generator=generator)
+        if number % 3 == 0:
+            weight = (2 * weight).round() / 2
+        if number % 5 == 0:
+            weight[number % size] = 0
+        tensors.append(weight)
+    return tensors
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("keep", range(5))
+def test_joint_projection_is_optimal_over_all_supports_levels_and_scales(
+    bits: int, keep: int
+) -> None:
+    top = 2 ** (bits - 1)
+    supports = [s for n in range(keep + 1) for s in itertools.combinations(range(4), n)]
+    for weight in tiny_tensors(40, 4):
+        projected = (Unstructured(keep=keep) & Levels(bits)).project(weight)
+        best = best_by_brute_force(weight, range(-top, top + 1), supports)
+        assert squared_distance(weight, projected) <= best + 1e-7
+
+
+def test_joint_projection_beats_pruning_then_quantizing() -> None:
+    weight = torch.tensor([1.0, -1.0, 1.0, 0.3])
+    joint = (Unstructured(keep=4) & Levels(1)).project(weight)
+    in_a_row = Levels(1).project(Unstructured(keep=4).project(weight))
+    assert torch.equal(joint, torch.tensor([1.0, -1.0, 1.0, 0.0]))
+    assert squared_distance(weight, joint) < squared_distance(weight, in_a_row)
+
+
+@pytest.mark.parametrize(("bits", "zero"), [(1, False), (2, False), (2, True), (3, True)])
+def test_levels_are_optimal_over_all_assignments_and_scales(bits: int, zero: bool) -> None:
+    grid = Levels(bits, zero=zero)
+    choices = range(-grid.top, grid.top + 1)
+    every = tuple(range(4))
+    supports = [s for n in range(5) for s in itertools.combinations(every, n)] if zero else [every]
+    for weight in tiny_tensors(25, 4):
+        best = best_by_brute_force(weight, choices, supports)
+        assert squared_distance(weight, grid.project(weight)) <= best + 1e-7
+
+
+def test_binary_scale_is_the_mean_magnitude() -> None:
+    weight = torch.randn(50, 30, generator=torch.Generator().manual_seed(1))
+    scale = float(weight.abs().mean())
+    expected = torch.where(weight < 0, -scale, scale)
+    torch.testing.assert_close(Levels(1).project(weight), expected, rtol=1e-6, atol=0)
+
+
+def test_large_tensors_reach_nearly_the_exact_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(3000, generator=torch.Generator().manual_seed(2))
+    exact = squared_distance(weight, Levels(4).project(weight))
+    monkeypatch.setattr(levels_module, "EXACT_SEARCH_LIMIT", 2000)
+    sampled = squared_distance(weight, Levels(4).project(weight))
+    assert exact <= sampled <= 1.02 * exact
+
+
+@given(weight=weights(), keep=st.integers(0, 30))
+@settings(max_examples=100, deadline=None)
+def test_unstructured_keeps_the_largest_and_the_lower_index(weight: Tensor, keep: int) -> None:
+    magnitudes = weight.float().abs().flatten().tolist()
+    order = sorted(range(len(magnitudes)), key=lambda i: (-magnitudes[i], i))[:keep]
+    expected = torch.zeros_like(weight).flatten()
+    expected[order] = weight.flatten()[order]
+    assert torch.equal(Unstructured(keep=keep).project(weight).flatten(), expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Unstructured(), "either density or keep"),
+        (lambda: Unstructured(density=0.1, keep=3), "either density or keep"),
+        (lambda: Unstructured(density=0.0), "density: 0.0"),
+        (lambda: Unstructured(density=1.2), "density: 1.2"),
+        (lambda: Unstructured(density=float("nan")), "density: nan"),
+        (lambda: Unstructured(keep=-1), "keep: -1"),
+        (lambda: Levels(0), "bits: 0"),
+        (lambda: Levels(9), "bits: 9"),
+        (lambda: Levels(1, zero=True), "bits: 1"),
+        (lambda: Levels(2) & Unstructured(keep=1), "give a pattern, then levels"),
+    ],
+)
+def test_impossible_sets_are_refused(build: object, message: str) -> None:
+    with pytest.raises(SecateurError, match=message):
+        build()  # type: ignore[operator]
+
+
+def test_and_builds_an_intersection() -> None:
+    assert Unstructured(keep=3) & Levels(2) == Intersection(Unstructured(keep=3), Levels(2))
