@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
 
 from secateur import data
+from secateur.artifact import onnx
 from secateur.engine import checkpoint
 from secateur.engine.progress import Progress
 from secateur.engine.trainer import Segment, Trainer
@@ -28,6 +30,7 @@ from secateur.recipe import Recipe, load_recipe
 from secateur.reference import build
 from secateur.report.html import write_html
 from secateur.report.plan import plan_table
+from secateur.report.schema import validate
 from secateur.report.terminal import print_report
 from secateur.task import Task
 
@@ -74,47 +77,48 @@ def compress(
         SecateurError: anything else a user can cause.
     """
     started = time.perf_counter()
-    console = console or Console(quiet=True)
     recipe = load_recipe(_completed(recipe, task))
     folder = Path(out)
-    _claim(folder, resume)
+    accelerator = Accelerator()
+    main = accelerator.is_main_process
+    if main:
+        _claim(folder, resume)
+    accelerator.wait_for_everyone()
+    console = console if console and main else Console(quiet=True)
+    if recipe.export.onnx:
+        onnx.require()
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     set_seed(recipe.train.seed)
     task = task or _build_task(recipe)
+    if recipe.weights:
+        load_dense(task.model, Path(recipe.weights))
     plans = [_plan(task.model, recipe, number) for number in range(len(recipe.stages))]
     for number, plan in enumerate(plans):
         console.print(plan_table(plan, f"stage {number}: {recipe.stages[number].method}"))
-    trainer = Trainer(
-        task,
-        recipe.train,
-        folder / checkpoint.FOLDER,
-        hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
-        Progress(console),
-    )
-    main = trainer.accelerator.is_main_process
+    checkpoints = folder / checkpoint.FOLDER
     if main:
         with atomic(folder / "recipe.yaml") as temporary:
             temporary.write_text(recipe.to_yaml())
-    segments = _segments(recipe, plans)
-    if recipe.weights:
-        load_dense(task.model, Path(recipe.weights))
-    if main and segments[0].stage is not None:
-        save_dense(task.model, folder / checkpoint.FOLDER)
+        if recipe.weights:
+            save_dense(task.model, checkpoints)
 
     def after(segment: Segment) -> None:
         if main and segment.stage is None:
-            save_dense(task.model, folder / checkpoint.FOLDER)
+            save_dense(task.model, checkpoints)
 
-    trainer.run(segments, resume, after)
+    identity = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
+    trainer = Trainer(task, recipe.train, checkpoints, identity, Progress(console), accelerator)
+    trainer.run(_segments(recipe, plans), resume, after)
     if main:
         report = finish(task, recipe, plans, trainer, folder)
         report["seconds"] = time.perf_counter() - started
+        validate(report)
         with atomic(folder / REPORT) as temporary:
             temporary.write_text(json.dumps(report, indent=1))
         write_html(report, folder / "report.html")
         print_report(report, console)
-    trainer.accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
     return Result(folder, json.loads((folder / REPORT).read_text()), task.model.eval())
 
 

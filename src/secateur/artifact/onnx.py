@@ -42,7 +42,7 @@ def export_onnx(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], pa
         MissingDependencyError: the extra ``onnx`` is not installed.
         SecateurError: the exporter cannot express the model.
     """
-    _require("onnx", "onnxscript")
+    require("onnx", "onnxscript")
     path = Path(path)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     names = [INPUT_NAME] if len(inputs) == 1 else [f"{INPUT_NAME}_{i}" for i in range(len(inputs))]
@@ -102,7 +102,7 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        _require("onnxruntime")
+        require("onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -124,7 +124,13 @@ class OnnxModel:
         return torch.from_numpy(outputs[0])
 
 
-def _require(*packages: str) -> None:
+def require(*packages: str) -> None:
+    """Raise :class:`MissingDependencyError` unless the packages can be imported.
+
+    Args:
+        packages: names; by default all that exporting and running take.
+    """
+    packages = packages or ("onnx", "onnxscript", "onnxruntime")
     try:
         for package in packages:
             importlib.import_module(package)

@@ -92,6 +92,7 @@ class Trainer:
         folder: where checkpoints are kept.
         identity: what the run was asked; a checkpoint of another request is refused.
         progress: where progress is shown.
+        accelerator: devices and processes, as ``accelerate launch`` set them up.
     """
 
     task: Task
@@ -99,7 +100,7 @@ class Trainer:
     folder: Path
     identity: str
     progress: Progress
-    accelerator: Accelerator = field(default_factory=Accelerator)
+    accelerator: Accelerator
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
