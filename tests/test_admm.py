@@ -205,7 +205,12 @@ def test_state_round_trips_bit_for_bit(hardened: bool) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"rho": -1}, "rho"), ({"steps": ()}, "steps"), ({"epoch": 3}, "epoch")],
+    [
+        ({"rho": -1}, "rho"),
+        ({"steps": ()}, "steps"),
+        ({"steps": (0.5,)}, "rise from above 0 to 1"),
+        ({"epoch": 3}, "epoch"),
+    ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):

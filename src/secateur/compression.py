@@ -81,9 +81,8 @@ def compress(
     folder = Path(out)
     accelerator = Accelerator()
     main = accelerator.is_main_process
-    if main:
-        _claim(folder, resume)
-    accelerator.wait_for_everyone()
+    if main and not resume:
+        _refuse_unfinished(folder)
     console = console if console and main else Console(quiet=True)
     if recipe.export.onnx:
         onnx.require()
@@ -98,10 +97,13 @@ def compress(
         console.print(plan_table(plan, f"stage {number}: {recipe.stages[number].method}"))
     checkpoints = folder / checkpoint.FOLDER
     if main:
+        if not resume:
+            _clear(folder)
         with atomic(folder / "recipe.yaml") as temporary:
             temporary.write_text(recipe.to_yaml())
         if recipe.weights:
             save_dense(task.model, checkpoints)
+    accelerator.wait_for_everyone()
 
     def after(segment: Segment) -> None:
         if main and segment.stage is None:
@@ -129,25 +131,26 @@ def _completed(recipe: Any, task: Task | None) -> Any:
     return {"name": task.name, "model": task.reference or "task:model", "data": "task", **recipe}
 
 
-def _claim(folder: Path, resume: bool) -> None:
-    """Make the folder ours: an unfinished run in it is continued on request or left alone.
-
-    Raises:
-        SecateurError: it holds an unfinished run, or cannot be written.
-    """
+def _refuse_unfinished(folder: Path) -> None:
+    """Raise if starting afresh would throw away a run that can be continued."""
     state = folder / checkpoint.FOLDER / checkpoint.NAME
-    finished = (folder / REPORT).exists()
-    if resume:
-        return
-    if state.exists() and not finished:
+    if state.exists() and not (folder / REPORT).exists():
         raise SecateurError(
             f"out: {folder} holds an unfinished run.\n"
             "Add --resume to continue it, or delete the folder, or choose another --out."
         )
+
+
+def _clear(folder: Path) -> None:
+    """Make the folder ready for a new run; a finished one in it is replaced.
+
+    Raises:
+        SecateurError: it cannot be written.
+    """
     try:
         (folder / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
         (folder / REPORT).unlink(missing_ok=True)
-        state.unlink(missing_ok=True)
+        (folder / checkpoint.FOLDER / checkpoint.NAME).unlink(missing_ok=True)
     except OSError as error:
         raise SecateurError(f"out: cannot write to {folder} ({error.strerror}).") from error
 

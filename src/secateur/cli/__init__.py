@@ -16,6 +16,10 @@ from typer.core import TyperGroup
 from secateur._version import __version__
 from secateur.errors import SecateurError
 
+# Threads that wait by spinning starve each other on a shared machine. OpenMP reads this once, when
+# torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended."""
 

@@ -16,12 +16,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from secateur.methods.base import Method, MethodOptions, Phase, register
 from secateur.methods.support import FrozenSupport
 from secateur.sets import ConstraintSet
+
+UPDATES = 100
+"""Updates of Z and U in an ADMM phase, unless the recipe gives their interval."""
 
 
 class ADMMOptions(MethodOptions):
@@ -37,13 +40,20 @@ class ADMMOptions(MethodOptions):
         None, ge=1, description="factor per update; by default such that rho_max is the last"
     )
     interval: int | None = Field(
-        None, ge=1, description="optimizer steps between updates of Z and U; by default an epoch"
+        None, ge=1, description="optimizer steps between updates of Z and U; by default 100 updates"
     )
     steps: tuple[float, ...] = Field(
         (1.0,),
         min_length=1,
         description="progressive steps: exponents e of the target, density**e; the last is 1",
     )
+
+    @field_validator("steps")
+    @classmethod
+    def _ends_at_the_target(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
+        if steps[-1] != 1 or steps[0] <= 0 or list(steps) != sorted(set(steps)):
+            raise ValueError("should rise from above 0 to 1, for example [0.7, 1]")
+        return steps
 
 
 @register
@@ -60,7 +70,7 @@ class ADMM(Method):
         super().attach(model)
         self.full_plan = self.plan.within(self.weights)
         self.support = FrozenSupport(self.full_plan, model)
-        self._start(exponent=self.options.steps[0], interval=self.options.interval or 100)
+        self._start(exponent=self.options.steps[0], interval=self.options.interval or UPDATES)
         return self
 
     def phases(self) -> tuple[Phase, ...]:
@@ -78,7 +88,7 @@ class ADMM(Method):
     def begin(self, phase: Phase, steps: int) -> None:
         """Start the ADMM phase from Z = project(W), U = 0, or retraining from hard weights."""
         if phase.name == "admm":
-            interval = self.options.interval or steps
+            interval = self.options.interval or max(1, phase.epochs * steps // UPDATES)
             updates = phase.epochs * steps // interval
             self._start(self.options.steps[phase.step], interval, updates)
         else:

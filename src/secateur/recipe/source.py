@@ -66,7 +66,7 @@ def read_recipe_file(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         folder = path.parent
-        there = [each.name for each in folder.glob("*.y*ml")] if folder.is_dir() else []
+        there = [each.name for each in folder.glob("[!.]*.y*ml")] if folder.is_dir() else []
         hint = did_you_mean(path.name, there) or (
             f"\nRecipes in {folder}: {', '.join(sorted(there)[:5])}." if there else ""
         )
