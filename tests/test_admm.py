@@ -83,7 +83,7 @@ def test_penalty_and_its_gradient_equal_the_formula() -> None:
         difference = weight.detach() - method.z[name] + method.u[name]
         expected += 0.35 * float(difference.square().sum())
         torch.testing.assert_close(weight.grad, 0.7 * difference)
-    assert float(penalty) == pytest.approx(expected, rel=1e-6)
+    assert penalty.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_z_and_u_share_no_memory_with_the_weights_and_carry_no_graph() -> None:
@@ -159,7 +159,7 @@ def test_earlier_zeros_stay_zero_through_later_steps() -> None:
 
 def test_residuals_shrink_as_rho_grows() -> None:
     model = small_model()
-    method = ADMM(Unstructured(density=0.2), rho=0.01, rho_max=10.0)
+    method = ADMM(Unstructured(density=0.2), rho=0.01, rho_max=10.0, interval=20)
     method.attach(model)
     method.begin(Phase("admm", 20), 20)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)

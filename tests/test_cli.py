@@ -118,7 +118,7 @@ def test_inspect_of_a_packed_file(tmp_path: Path, as_folder: bool) -> None:
         (["nothing"], "'nothing'"),
         (["."], "holds no model.secateur"),
         (["garbage.secateur"], "garbage.secateur"),
-        (["torch:tensor"], "without arguments"),
+        (["torch:tensor"], "torch:tensor() failed"),
         (["builtins:dict"], "not a torch.nn.Module"),
     ],
 )

@@ -104,7 +104,8 @@ class Problems:
         elif kind_of_error in KINDS:
             text = f"{show(error['input'])} should be {KINDS[kind_of_error]}."
         else:  # the limits of numbers: pydantic says "Input should be greater than 0"
-            text = f"{show(error['input'])} {error['msg'].removeprefix('Input ').removeprefix('Value error, ')}."
+            limit = error["msg"].removeprefix("Input ").removeprefix("Value error, ")
+            text = f"{show(error['input'])} {limit}."
         self.add(join(path, *error["loc"]), f"{text}{about}")
 
 
