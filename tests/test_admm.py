@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import RecipeError
 from secateur.methods import ADMM, Phase
+from secateur.methods.rho import next_rho
 from secateur.plan import build_plan
 from secateur.sets import ConstraintSet, Levels, Unstructured
 
@@ -169,6 +170,52 @@ def test_residuals_shrink_as_rho_grows() -> None:
         primal.append(method.metrics()["primal"])
     assert method.metrics()["rho"] == pytest.approx(10.0)
     assert primal[-1] < 0.05 < primal[0]
+
+
+def test_balanced_rho_follows_the_residuals() -> None:
+    assert next_rho("balanced", 1.0, 1.0, 10.0, primal=1.0, dual=1.0) == pytest.approx(1.2)
+    assert next_rho("balanced", 1.0, 1.0, 10.0, primal=0.1, dual=1.0) == pytest.approx(1 / 1.2)
+    assert next_rho("balanced", 1.0, 1.0, 1.1, primal=1.0, dual=1.0) == 1.1
+    assert next_rho("constant", 1.0, 1.0, 10.0, primal=1.0, dual=1.0) == 1.0
+
+
+def test_ladder_restarts_from_the_weights_with_tenfold_rho() -> None:
+    model = small_model()
+    options = {"rho": 1e-3, "rho_max": 1.0, "rho_schedule": "ladder", "epochs": 10}
+    method = ADMM(Unstructured(density=0.2), **options).attach(model)
+    phases = method.phases()
+    assert [phase.name for phase in phases] == ["admm"] * 4 + ["retrain"]
+    assert sum(phase.epochs for phase in phases[:4]) == 10
+    seen = []
+    for phase in phases[:4]:
+        method.begin(phase, 10)
+        seen.append(method.rho)
+        assert not any(bool(u.any()) for u in method.u.values())
+        train(model, method, torch.optim.SGD(model.parameters(), 0.05), 10)
+        assert method.rho == seen[-1]
+    assert seen == pytest.approx([1e-3, 1e-2, 1e-1, 1.0])
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_decoupled_pull_is_the_proximal_step_under_every_optimizer(kind: type) -> None:
+    """(W - V) / lr + rho (W - Z + U) = 0 where V is what the optimizer left."""
+    model, plain = small_model(), small_model()
+    method = ADMM(Unstructured(density=0.2), rho=3.0, pull="decoupled").attach(model)
+    for name in method.u:
+        method.u[name].normal_()
+    inputs = torch.randn(32, 8)
+    for each in (model, plain):
+        optimizer = kind(each.parameters(), lr=0.05)
+        nn.functional.cross_entropy(each(inputs), inputs[:, :3].argmax(1)).backward()
+        optimizer.step()
+    assert method.penalty().item() == 0
+    method.step(0.05)
+    left = dict(plain.named_parameters())
+    for name, weight in method.weights.items():
+        force = (weight - left[name]) / 0.05 + 3.0 * (weight - method.z[name] + method.u[name])
+        torch.testing.assert_close(force, torch.zeros_like(force), atol=2e-4, rtol=0)
+    with pytest.raises(RecipeError, match="learning rate"):
+        method.step()
 
 
 def test_projected_context_restores_the_weights() -> None:

@@ -37,6 +37,16 @@ STAGED: dict[str, Any] = {
     ],
 }
 
+GUIDED: dict[str, Any] = {
+    "train": {"epochs": 1, "batch_size": 64, "threads": 1},
+    "stages": [
+        {
+            "method": "admm", "density": 0.2, "bits": 3, "epochs": 2, "retrain_epochs": 2,
+            "distill": 0.5, "average": 0.9, "cycles": 2, "pull": "decoupled", "rho_max": 30.0,
+        },
+    ],
+}  # fmt: skip
+
 USER_CODE = """
 import torch
 from torch import nn
@@ -113,7 +123,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the package catches it."""
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, STAGED], ids=["joint", "staged"])
+@pytest.mark.parametrize("recipe", [RECIPE, STAGED, GUIDED], ids=["joint", "staged", "guided"])
 def test_resuming_after_any_epoch_gives_the_same_bytes(
     recipe: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from secateur.engine.progress import Progress
 from secateur.engine.trainer import Segment, Trainer
 from secateur.errors import RecipeError, SecateurError
 from secateur.files import atomic
-from secateur.finish import finish, load_dense, save_dense
+from secateur.finish import dense_copy, finish, load_dense, save_dense
 from secateur.methods import METHODS, Phase
 from secateur.plan import Plan, build_plan
 from secateur.recipe import Recipe, load_recipe
@@ -110,7 +110,15 @@ def compress(
             save_dense(task.model, checkpoints)
 
     identity = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
-    trainer = Trainer(task, recipe.train, checkpoints, identity, Progress(console), accelerator)
+    trainer = Trainer(
+        task,
+        recipe.train,
+        checkpoints,
+        identity,
+        Progress(console),
+        accelerator,
+        teacher=lambda: dense_copy(task.model, checkpoints),
+    )
     trainer.run(_segments(recipe, plans), resume, after)
     if main:
         report = finish(task, recipe, plans, trainer, folder)

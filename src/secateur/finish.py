@@ -62,6 +62,13 @@ def load_dense(model: nn.Module, path: Path) -> None:
         raise RecipeError(f"weights: {path} does not fit the model: {error}") from error
 
 
+def dense_copy(model: nn.Module, folder: Path) -> nn.Module:
+    """Return a copy of the model with the weights that :func:`save_dense` kept."""
+    dense = copy.deepcopy(model)
+    load_dense(dense, folder / checkpoint.DENSE)
+    return dense
+
+
 def final_sets(model: nn.Module, plans: Sequence[Plan]) -> dict[str, ConstraintSet]:
     """Return, by layer, the set that the last stage to plan it asked for.
 
@@ -130,8 +137,7 @@ def finish(
         arguments=task.arguments,
         metadata=task.metadata,
     )
-    dense = copy.deepcopy(model)
-    load_dense(dense, folder / checkpoint.FOLDER / checkpoint.DENSE)
+    dense = dense_copy(model, folder / checkpoint.FOLDER)
     runners: dict[str, Callable[[Tensor], Tensor]] = {
         "dense": dense,
         "compressed": model,

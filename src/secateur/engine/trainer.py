@@ -13,10 +13,13 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 
 from secateur.data import collate_fn
 from secateur.engine import checkpoint
+from secateur.engine.distill import distillation_loss
 from secateur.engine.evaluate import mean_score
 from secateur.engine.progress import Progress
 from secateur.errors import SecateurError
@@ -93,6 +96,7 @@ class Trainer:
         identity: what the run was asked; a checkpoint of another request is refused.
         progress: where progress is shown.
         accelerator: devices and processes, as ``accelerate launch`` set them up.
+        teacher: returns the trained dense network, for phases that distil from it.
     """
 
     task: Task
@@ -101,6 +105,7 @@ class Trainer:
     identity: str
     progress: Progress
     accelerator: Accelerator
+    teacher: Callable[[], nn.Module]
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -160,11 +165,13 @@ class Trainer:
                 method.load_state_dict(saved["method"])
         elif method:
             method.begin(phase, len(self.loader))
+        teacher = self._frozen_teacher() if phase.distill else None
+        average = self._average(phase, saved)
         for epoch in range(saved["epochs"] if saved else 0, phase.epochs):
             set_seed(_derived_seed(self.options.seed, number, epoch))
             self.sampler.seed = _derived_seed(self.options.seed, number, epoch)
             started = time.perf_counter()
-            loss = self._epoch(segment, optimizer, epoch)
+            loss = self._epoch(segment, optimizer, epoch, teacher, average)
             entry = {
                 "stage": segment.stage,
                 "method": method.name if method else "dense",
@@ -183,11 +190,22 @@ class Trainer:
             entry["seconds"] = time.perf_counter() - started
             self.history.append(entry)
             self.progress.epoch(entry, phase.epochs)
-            self._save(number, epoch + 1, optimizer, method)
+            self._save(number, epoch + 1, optimizer, method, average)
+        if average:
+            self.task.model.load_state_dict(average.module.state_dict())
+            if method:
+                method.step()  # an average of members need not be one
         if method and segment.closes:
             method.finalize()
 
-    def _epoch(self, segment: Segment, optimizer: torch.optim.Optimizer, epoch: int) -> float:
+    def _epoch(
+        self,
+        segment: Segment,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        teacher: nn.Module | None,
+        average: AveragedModel | None,
+    ) -> float:
         """Train for one epoch and return the mean loss, without the method's penalty."""
         method = segment.method
         self.model.train()
@@ -197,13 +215,20 @@ class Trainer:
             rate = self._rate(segment.phase, epoch * len(self.loader) + step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = self.task.loss(self.model(inputs), targets)
+            outputs = self.model(inputs)
+            loss = self.task.loss(outputs, targets)
+            if teacher:
+                with torch.no_grad():
+                    goal = teacher(inputs)
+                loss = torch.lerp(loss, distillation_loss(outputs, goal), segment.phase.distill)
             total += loss.detach()
             self.accelerator.backward(loss + method.penalty() if method else loss)
             optimizer.step()
             optimizer.zero_grad()
             if method:
-                method.step()
+                method.step(rate)
+            if average:
+                average.update_parameters(self.task.model)
             self.progress.advance()
         mean = float(total) / len(self.loader)
         if not math.isfinite(mean):
@@ -217,7 +242,21 @@ class Trainer:
         peak = self.options.lr if phase.lr is None else phase.lr
         if self.options.schedule == "constant":
             return peak
-        return peak * (1 + math.cos(math.pi * step / (phase.epochs * len(self.loader)))) / 2
+        done = step * phase.cycles / (phase.epochs * len(self.loader))
+        return peak * (1 + math.cos(math.pi * (done % 1))) / 2
+
+    def _frozen_teacher(self) -> nn.Module:
+        return self.teacher().to(self.accelerator.device).eval().requires_grad_(False)
+
+    def _average(self, phase: Phase, saved: dict[str, Any] | None) -> AveragedModel | None:
+        """Return the moving average of the weights, if the phase wants one."""
+        if not phase.average:
+            return None
+        decay = get_ema_multi_avg_fn(phase.average)  # type: ignore[no-untyped-call]
+        average = AveragedModel(self.task.model, multi_avg_fn=decay, use_buffers=True)
+        if saved:
+            average.load_state_dict(saved["average"])
+        return average
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Return a fresh optimizer: moments from before a projection must not outlive it."""
@@ -231,7 +270,12 @@ class Trainer:
         return kind(parameters, o.lr, weight_decay=o.weight_decay)
 
     def _save(
-        self, number: int, epochs: int, optimizer: torch.optim.Optimizer, method: Method | None
+        self,
+        number: int,
+        epochs: int,
+        optimizer: torch.optim.Optimizer,
+        method: Method | None,
+        average: AveragedModel | None,
     ) -> None:
         if self.accelerator.is_main_process:
             state = {
@@ -241,6 +285,7 @@ class Trainer:
                 "model": self.task.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "method": method.state_dict() if method else None,
+                "average": average.state_dict() if average else None,
                 "history": self.history,
             }
             checkpoint.save(self.folder, state)

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from secateur.errors import RecipeError
 from secateur.methods.base import Method, MethodOptions, Phase, register
+from secateur.methods.rho import RUNGS, Schedule, first_rho, growth_factor, next_rho
 from secateur.methods.support import FrozenSupport
 from secateur.sets import ConstraintSet
 
@@ -38,6 +40,21 @@ class ADMMOptions(MethodOptions):
     rho_max: float = Field(0.3, gt=0, description="penalty weight that growth ends at")
     rho_growth: float | None = Field(
         None, ge=1, description="factor per update; by default such that rho_max is the last"
+    )
+    rho_schedule: Schedule = Field(
+        "grow", description="grow, constant, ladder (four restarts) or balanced (by residuals)"
+    )
+    pull: Literal["penalty", "decoupled"] = Field(
+        "penalty", description="rho through the loss, or as a step of its own beside the optimizer"
+    )
+    cycles: int = Field(
+        1, ge=1, description="how often the learning rate restarts within an ADMM phase"
+    )
+    distill: float = Field(
+        0.0, ge=0, le=1, description="share of the retraining loss that is the dense network's"
+    )
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay per step of weight averaging in retraining; 0 is off"
     )
     interval: int | None = Field(
         None, ge=1, description="optimizer steps between updates of Z and U; by default 100 updates"
@@ -76,35 +93,42 @@ class ADMM(Method):
     def phases(self) -> tuple[Phase, ...]:
         """Return an ADMM phase and a retraining phase for each progressive step."""
         o = self.options
-        return tuple(
-            phase
-            for step in range(len(o.steps))
-            for phase in (
-                Phase("admm", o.epochs, o.lr, step),
-                Phase("retrain", o.retrain_epochs, o.retrain_lr, step),
+        rungs = RUNGS if o.rho_schedule == "ladder" else 1
+        phases = []
+        for step in range(len(o.steps)):
+            for rung in range(rungs):
+                epochs = o.epochs * (rung + 1) // rungs - o.epochs * rung // rungs
+                phases.append(Phase("admm", epochs, o.lr, step, rung, o.cycles))
+            phases.append(
+                Phase(
+                    "retrain",
+                    o.retrain_epochs,
+                    o.retrain_lr,
+                    step,
+                    distill=o.distill,
+                    average=o.average,
+                )
             )
-        )
+        return tuple(phases)
 
     def begin(self, phase: Phase, steps: int) -> None:
         """Start the ADMM phase from Z = project(W), U = 0, or retraining from hard weights."""
         if phase.name == "admm":
             interval = self.options.interval or max(1, phase.epochs * steps // UPDATES)
             updates = phase.epochs * steps // interval
-            self._start(self.options.steps[phase.step], interval, updates)
+            self._start(self.options.steps[phase.step], interval, updates, phase.rung)
         else:
             self.harden()
 
-    def _start(self, exponent: float, interval: int, updates: int = 0) -> None:
+    def _start(self, exponent: float, interval: int, updates: int = 0, rung: int = 0) -> None:
         o = self.options
         self.exponent = exponent
         self.plan = self.full_plan.relaxed(exponent)
         self.support.release_levels()
         self.support.freeze_zeros()
-        self.interval, self.count, self.rho = interval, 0, o.rho
-        if o.rho_growth is not None:
-            self.growth = o.rho_growth
-        else:
-            self.growth = (o.rho_max / o.rho) ** (1 / (updates - 1)) if updates > 1 else 1.3
+        self.interval, self.count = interval, 0
+        self.rho = first_rho(o.rho_schedule, o.rho, o.rho_max, rung)
+        self.growth = o.rho_growth or growth_factor(o.rho_schedule, o.rho, o.rho_max, updates)
         weights = self._planned()
         self.z = self.plan.project(weights)
         self.u = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -115,15 +139,23 @@ class ADMM(Method):
         return {row.parameter: self.weights[row.parameter].detach() for row in self.plan.compressed}
 
     def penalty(self) -> Tensor:
-        """Return sum_i rho/2 ||W_i - Z_i + U_i||^2, zero while retraining."""
+        """Return sum_i rho/2 ||W_i - Z_i + U_i||^2; zero while retraining or if decoupled."""
+        coupled = self.options.pull == "penalty"
         terms = [
             Proximity.apply(self.weights[name], z, self.u[name], self.rho)
             for name, z in self.z.items()
+            if coupled
         ]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
-    def step(self) -> None:
-        """Keep zeros zero; every ``interval`` steps update Z, U and rho."""
+    def step(self, lr: float | None = None) -> None:
+        """Keep zeros zero; every ``interval`` steps update Z, U and rho.
+
+        Raises:
+            RecipeError: the pull is decoupled and ``lr`` is not given.
+        """
+        if self.z and self.options.pull == "decoupled":
+            self._pull(lr)
         self.support.hold()
         if self.z:
             self.count += 1
@@ -131,21 +163,32 @@ class ADMM(Method):
                 self.update()
 
     @torch.no_grad()
+    def _pull(self, lr: float | None) -> None:
+        """Take the proximal step W = argmin 1/(2 lr) ||X - W||^2 + rho/2 ||X - Z + U||^2.
+
+        It goes past the optimizer's own scaling, so rho means the same under SGD and AdamW.
+        """
+        if lr is None:
+            raise RecipeError("pull: decoupled needs the learning rate; call step(lr).")
+        share = lr * self.rho / (1 + lr * self.rho)
+        for name, z in self.z.items():
+            self.weights[name].lerp_(z - self.u[name], share)
+
+    @torch.no_grad()
     def update(self) -> None:
         """Do the Z-step and the U-step, then let rho grow, rescaling U to the new rho."""
         weights = self._planned()
         z = self.plan.project({name: w + self.u[name] for name, w in weights.items()})
         norm = _norm(weights.values())
-        self.residuals = {
-            "rho": self.rho,
-            "primal": _norm(w - z[name] for name, w in weights.items()) / norm,
-            "dual": _norm(z[name] - self.z[name] for name in z) / norm,
-        }
+        primal = _norm(w - z[name] for name, w in weights.items())
+        dual = _norm(z[name] - self.z[name] for name in z)
+        self.residuals = {"rho": self.rho, "primal": primal / norm, "dual": dual / norm}
         self.z = z
-        rho = min(self.rho * self.growth, max(self.options.rho_max, self.rho))
+        o = self.options
+        following = next_rho(o.rho_schedule, self.rho, self.growth, o.rho_max, primal, dual)
         for name, weight in weights.items():
-            self.u[name].add_(weight).sub_(z[name]).mul_(self.rho / rho)
-        self.rho = rho
+            self.u[name].add_(weight).sub_(z[name]).mul_(self.rho / following)
+        self.rho = following
 
     def harden(self) -> None:
         """Project W itself, freeze its zeros and levels, and drop Z and U: W is feasible now."""

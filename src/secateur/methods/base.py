@@ -43,12 +43,21 @@ class Phase:
         epochs: its length.
         lr: peak learning rate, or None for the recipe's.
         step: which progressive step it belongs to.
+        rung: which rung of a ladder of penalties it is.
+        cycles: how often the learning rate starts again from its peak.
+        distill: share of the loss that is agreement with the dense network, in [0, 1].
+        average: decay per step of an exponential moving average of the weights, which replaces
+            them at the end; 0 for none.
     """
 
     name: str
     epochs: int
     lr: float | None = None
     step: int = 0
+    rung: int = 0
+    cycles: int = 1
+    distill: float = 0.0
+    average: float = 0.0
 
 
 class Method(ABC):
@@ -105,8 +114,12 @@ class Method(ABC):
         """Return what this method adds to the loss, a scalar."""
 
     @abstractmethod
-    def step(self) -> None:
-        """Do this method's work after an optimizer step."""
+    def step(self, lr: float | None = None) -> None:
+        """Do this method's work after an optimizer step.
+
+        Args:
+            lr: the learning rate of that step; some options need it.
+        """
 
     @abstractmethod
     def finalize(self) -> nn.Module:
