@@ -264,7 +264,7 @@ def test_a_weight_that_is_not_what_its_levels_say_is_refused() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        bytes([33, 0]),  # a value coder beyond 8 bits
+        bytes([49, 0]),  # powers of two beyond 4 bits
         bytes([1, 0x38]),  # a scale cut off
         bytes([1, 0x00, 0x3C]),  # no subset coder
         bytes([1, 0x00, 0x00, 0, 0]),  # a scale of zero

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from secateur import cli
 from secateur.errors import RecipeError
 from secateur.recipe import Recipe, load_recipe
-from secateur.sets import Intersection, Levels, Unstructured
+from secateur.sets import Levels, Unstructured
 
 FIVE_LINES = """\
 model: secateur.zoo:lenet5
@@ -60,7 +60,7 @@ def test_density_defaults_to_a_tenth_and_a_map_takes_its_name_from_the_model() -
     ("options", "target"),
     [
         ({"keep": 7}, Unstructured(keep=7)),
-        ({"bits": 3}, Intersection(Unstructured(density=0.1), Levels(3))),
+        ({"bits": 3}, Unstructured(density=0.1) & Levels(3)),
         (
             {"set": ["levels", "unstructured"], "keep": 9, "bits": 2},
             Unstructured(keep=9) & Levels(2),

@@ -148,7 +148,7 @@ def test_joint_projection_beats_pruning_then_quantizing() -> None:
 @pytest.mark.parametrize(("bits", "zero"), [(1, False), (2, False), (2, True), (3, True)])
 def test_levels_are_optimal_over_all_assignments_and_scales(bits: int, zero: bool) -> None:
     grid = Levels(bits, zero=zero)
-    choices = range(-grid.top, grid.top + 1)
+    choices = range(-grid.magnitudes[-1], grid.magnitudes[-1] + 1)
     every = tuple(range(4))
     supports = [s for n in range(5) for s in itertools.combinations(every, n)] if zero else [every]
     for weight in tiny_tensors(25, 4):
@@ -193,7 +193,7 @@ def test_unstructured_keeps_the_largest_and_the_lower_index(weight: Tensor, keep
         (lambda: Levels(0), "bits: 0"),
         (lambda: Levels(9), "bits: 9"),
         (lambda: Levels(1, zero=True), "bits: 1"),
-        (lambda: Levels(2) & Unstructured(keep=1), "give a pattern, then levels"),
+        (lambda: Levels(2) & Unstructured(keep=1), "give patterns first, then levels"),
     ],
 )
 def test_impossible_sets_are_refused(build: object, message: str) -> None:
@@ -202,4 +202,4 @@ def test_impossible_sets_are_refused(build: object, message: str) -> None:
 
 
 def test_and_builds_an_intersection() -> None:
-    assert Unstructured(keep=3) & Levels(2) == Intersection(Unstructured(keep=3), Levels(2))
+    assert Unstructured(keep=3) & Levels(2) == Intersection((Unstructured(keep=3),), Levels(2))

@@ -96,7 +96,7 @@ class ADMM(Method):
         else:
             self.growth = (o.rho_max / o.rho) ** (1 / (updates - 1)) if updates > 1 else 1.3
         weights = self._planned()
-        self.z = self.plan.project(weights)
+        self.z = self.plan.project(weights, self.model)
         self.u = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.residuals: dict[str, float] = {}
 
@@ -124,7 +124,7 @@ class ADMM(Method):
     def update(self) -> None:
         """Do the Z-step and the U-step, then let rho grow, rescaling U to the new rho."""
         weights = self._planned()
-        z = self.plan.project({name: w + self.u[name] for name, w in weights.items()})
+        z = self.plan.project({name: w + self.u[name] for name, w in weights.items()}, self.model)
         norm = _norm(weights.values())
         self.residuals = {
             "rho": self.rho,
@@ -139,7 +139,7 @@ class ADMM(Method):
 
     def harden(self) -> None:
         """Project W itself, freeze its zeros and levels, and drop Z and U: W is feasible now."""
-        self.write(self.plan.project(self._planned()))
+        self.write(self.plan.project(self._planned(), self.model))
         self.z, self.u, self.residuals = {}, {}, {}
         self.support.freeze_zeros()
         self.support.freeze_levels(self.sets())
