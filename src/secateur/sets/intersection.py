@@ -40,8 +40,8 @@ class Intersection(ConstraintSet):
     """Tensors whose support is in every pattern and whose non-zeros are on ``levels``.
 
     **Patterns** are projected on in order: the best support of the first, then the best of the
-    second inside it, and so on, like the column-then-filter pruning of ADMM-NN-S. The result is a
-    member of each, but not always the nearest tensor that is.
+    second inside it, and so on, as ADMM-NN-S prunes columns, then filters. The result is in each,
+    but not always the nearest tensor that is.
 
     **With levels**, for one element-wise pattern (``Unstructured``) the projection is exact, scale
     included: at a given scale the gain z^2 - (z - Q(z))^2 of keeping z grows with abs(z), so the
@@ -82,6 +82,16 @@ class Intersection(ConstraintSet):
             support &= pattern.support(torch.where(support, gain, 0.0))
         return support
 
+    def _reconsidered(self, support: Tensor, gain: Tensor) -> Tensor:
+        """Choose the support of each pattern again, given what the others keep now.
+
+        The gain of a dead filter's elements must not count against the columns they are in.
+        """
+        for pattern in self.patterns:
+            others = cover([each for each in self.patterns if each is not pattern], support)
+            support = others & pattern.support(torch.where(others, gain, 0.0))
+        return support
+
     def _project(self, weight: Tensor, metric: Tensor | None) -> Tensor:
         if self.contains(weight):
             return weight.clone()
@@ -94,7 +104,7 @@ class Intersection(ConstraintSet):
             scale = best_scale(weight[support], grid)
             snapped = at_scale(nearest(weight, scale, grid), scale, weight.dtype)
             lost = energy(weight.double() - snapped.double(), metric)
-            support, previous = self._support(kept - lost), support
+            support, previous = self._reconsidered(support, kept - lost), support
             if torch.equal(support, previous):
                 break
         return torch.where(support, snapped, torch.zeros_like(weight))
