@@ -162,7 +162,7 @@ class Kernel(Grouped):
 @register
 @dataclass(frozen=True)
 class Block(Grouped):
-    """At most a share of the ``rows`` x ``columns`` blocks of the GEMM matrix is not zero.
+    """At most a share of the blocks, ``rows`` x ``columns``, of the GEMM matrix is not zero.
 
     Where the matrix does not divide into blocks, the last ones are smaller.
 
