@@ -13,7 +13,16 @@ from secateur.errors import RecipeError
 from secateur.methods import ADMM, Phase
 from secateur.methods.rho import next_rho
 from secateur.plan import build_plan
-from secateur.sets import ConstraintSet, Levels, Unstructured
+from secateur.sets import (
+    Block,
+    Channel,
+    Column,
+    ConstraintSet,
+    Filter,
+    Kernel,
+    Levels,
+    Unstructured,
+)
 
 OPTIMIZERS: dict[str, Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=1e-2),
@@ -26,6 +35,7 @@ TARGETS: list[ConstraintSet] = [
     Levels(2),
     Levels(3, zero=True),
     Unstructured(density=0.2) & Levels(2),
+    Column(density=0.5) & Filter(density=0.5) & Levels(3, spacing="power_of_two"),
 ]
 
 
@@ -127,6 +137,60 @@ def test_zeros_and_levels_survive_200_steps_of_retraining(
                 assert torch.equal(weight == 0, masks[name])
     assert any(not torch.equal(frozen[name], weight) for name, weight in method.weights.items())
     assert method.finalize() is model
+
+
+class ConvNet(nn.Sequential):
+    """Two convolutions with their norms, and a linear layer, on 8 x 8 images."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 3)),
+        )
+
+
+@pytest.mark.parametrize("metric", ["plain", "batchnorm"])
+@pytest.mark.parametrize(
+    ("target", "kept"),  # weights kept in each of the two convolutions, of 8 x 2 x 9, 12 x 8 x 9
+    [
+        (Filter(density=0.25), [2 * 18, 3 * 72]),
+        (Channel(density=0.5), [8 * 9, 12 * 4 * 9]),
+        (Column(density=0.5) & Levels(2), [8 * 9, 12 * 36]),
+        (Kernel(density=0.25), [4 * 9, 24 * 9]),
+        (Block(4, 6, density=0.5) & Levels(1), [3 * 24, 18 * 24]),
+        (Column(density=0.5) & Filter(density=0.5), [4 * 9, 6 * 36]),
+        (Column(density=0.5) & Filter(density=0.5) & Levels(3), [4 * 9, 6 * 36]),
+        (Filter(density=0.5) & Levels(4, spacing="power_of_two"), [4 * 18, 6 * 72]),
+    ],
+    ids=str,
+)
+def test_admm_trains_a_network_into_structured_sets(
+    target: ConstraintSet, kept: list[int], metric: str
+) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    plan = build_plan(model, target, layers={"Linear": "dense"}, metric=metric)
+    method = ADMM(plan, steps=(0.5, 1.0), interval=5, rho=0.05).attach(model)
+    generator = torch.Generator().manual_seed(1)
+    for phase in method.phases():
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        method.begin(phase, 5)
+        for _ in range(20):
+            inputs = torch.randn(32, 2, 8, 8, generator=generator)
+            labels = inputs.mean((2, 3)).argmax(1)
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            (loss + method.penalty()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            method.step()
+    assert float(loss.detach()) < 0.65  # of two equally likely classes: 0.69
+    assert method.finalize() is model
+    for row in plan.compressed:
+        assert target.contains(method.weights[row.parameter])
+    assert [int(weight.count_nonzero()) for weight in method.weights.values()] == kept
+    dead = (model[0].weight == 0).flatten(1).all(1)
+    assert torch.equal(model[0].bias == 0, dead)
 
 
 def test_biases_of_dead_outputs_are_pruned_but_not_in_the_last_layer() -> None:

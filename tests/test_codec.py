@@ -100,6 +100,43 @@ def test_levels_come_back(
     check_round_trip(weight, Quantized(levels, scale, bits, zero))
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    masks,
+    st.sampled_from(FLOATS),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from((0.5, 0.1, 1e-3)),
+    st.integers(0, 2**32),
+)
+def test_powers_of_two_come_back_in_their_bits(
+    mask: Tensor, dtype: torch.dtype, bits: int, zero: bool, scale: float, seed: int
+) -> None:
+    bits += zero and bits == 1
+    generator = torch.Generator().manual_seed(seed)
+    exponents = torch.randint(0, 2 ** (bits - 1) - zero, mask.shape, generator=generator)
+    signs = 1 - 2 * torch.randint(0, 2, mask.shape, generator=generator)
+    levels = (signs * 2**exponents * mask).to(torch.int16)
+    scale = float(np.float32(scale))
+    weight = (levels.double() * scale).to(dtype)
+    quantized = Quantized(levels, scale, bits, zero, "power_of_two")
+    check_round_trip(weight, quantized)
+    if bool(mask.all()):
+        assert storage(weight, quantized).values == bits * mask.numel()
+
+
+def test_the_codes_of_powers_of_two_are_those_of_the_format() -> None:
+    def stream(levels: list[int], bits: int, zero: bool) -> tuple[int, list[int]]:
+        weight = torch.tensor(levels).float()
+        record = encode(weight, Quantized(torch.tensor(levels), 1.0, bits, zero, "power_of_two"))
+        assert record[1:4] == b"\x00\x3c\x00"  # the scale, and all cells
+        return record[0], unpack(record[4:], len(levels), bits).tolist()
+
+    assert stream([1, 2, 4, 8, -1, -8], 3, False) == (1 + 32 + 8, [0, 1, 2, 3, 4, 7])
+    assert stream([1, 64, -1, -64, 16], 4, True) == (1 + 32 + 12 + 2, [9, 15, 7, 1, 13])
+    assert stream([0, 4, -2, 1], 3, True) == (1 + 32 + 8 + 2, [4, 7, 2, 5])
+
+
 @settings(max_examples=100, deadline=None)
 @given(hnp.arrays(np.int64, st.integers(0, 40)), st.sampled_from((torch.int64, torch.bool)))
 def test_integers_and_booleans_come_back(array: np.ndarray, dtype: torch.dtype) -> None:
@@ -254,6 +291,18 @@ def test_levels_out_of_range_are_refused(
         encode(weight, Quantized(torch.tensor(levels), scale, bits, zero))
 
 
+@pytest.mark.parametrize(
+    ("levels", "bits", "message"),
+    [([1, 3], 4, "power of two"), ([1, 16], 3, "exceeds 8"), ([1, 2], 5, "1 ... 4")],
+)
+def test_other_levels_than_powers_of_two_are_refused(
+    levels: list[int], bits: int, message: str
+) -> None:
+    weight = torch.tensor(levels).float()
+    with pytest.raises(MembershipError, match=message):
+        encode(weight, Quantized(torch.tensor(levels), 1.0, bits, False, "power_of_two"))
+
+
 def test_a_weight_that_is_not_what_its_levels_say_is_refused() -> None:
     quantized = Quantized(torch.tensor([1, 0, 2]), 0.5, 3, False)
     for weight in ([0.5, 0.0, 1.001], [0.5, 1e-30, 1.0], [0.5, math.nan, 1.0]):
@@ -264,7 +313,12 @@ def test_a_weight_that_is_not_what_its_levels_say_is_refused() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        bytes([33, 0]),  # a value coder beyond 8 bits
+        bytes([49, 0x00, 0x3C, 0, 0, 0, 0]),  # powers of two beyond 4 bits
+        bytes([64, 0x00, 0x3C, 0, 0, 0, 0]),  # the same, 8 bits
+        bytes([65, 0x00, 0x3C, 0, 0]),  # a value coder that does not exist
+        bytes([127, 0x00, 0x3C, 0, 0]),
+        bytes([39, 0x00, 0x3C, 0, 0x24]),  # powers of two, 2 bits with zero: code 0
+        bytes([41, 0x00, 0x3C, 0, 0]),  # powers of two, one byte short
         bytes([1, 0x38]),  # a scale cut off
         bytes([1, 0x00, 0x3C]),  # no subset coder
         bytes([1, 0x00, 0x00, 0, 0]),  # a scale of zero

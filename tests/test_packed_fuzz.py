@@ -23,6 +23,7 @@ from secateur.artifact import container
 from secateur.artifact.architecture import Architecture
 from secateur.artifact.packed import load, read_header, save
 from secateur.codec import Quantized, decode, describe, encode
+from secateur.codec.values import Spacing
 from secateur.errors import ArtifactError, SecateurError
 from secateur.zoo import lenet5
 
@@ -30,7 +31,7 @@ LENET = "secateur.zoo:lenet5"
 
 
 class Small(nn.Module):
-    """A tensor for every coder: raw, levels, bitmap, Rice, live, integer, tied, empty."""
+    """A tensor for every coder: raw, levels, powers, bitmap, Rice, live, integer, tied, empty."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,20 +49,30 @@ def small(seed: int) -> tuple[nn.Module, dict[str, Quantized]]:
     generator = torch.Generator().manual_seed(seed)
     model, quantized = Small(), {}
 
-    def quantize(name: str, density: float, bits: int, zero: bool, live: bool = False) -> None:
+    def quantize(
+        name: str,
+        density: float,
+        bits: int,
+        zero: bool,
+        live: bool = False,
+        spacing: Spacing = "uniform",
+    ) -> None:
         weight = model.get_parameter(name)
         largest = 2 ** (bits - 1) - zero
         levels = torch.randint(1, largest + 1, weight.shape, generator=generator)
+        if spacing == "power_of_two":
+            levels = 2 ** (levels - 1)
         levels *= 1 - 2 * torch.randint(0, 2, weight.shape, generator=generator)
         levels *= torch.rand(weight.shape, generator=generator) < density
         if live:
             levels[8:], levels[:, 20:] = 0, 0
-        quantized[name] = Quantized(levels, 2.0**-4, bits, zero)
+        quantized[name] = Quantized(levels, 2.0**-4, bits, zero, spacing)
         weight.data = (levels.double() * 2.0**-4).float()
 
     quantize("conv.weight", 0.4, 4, False)
     quantize("wide.weight", 0.1, 3, False, live=True)
     quantize("wide.bias", 0.1, 8, True)
+    quantize("conv.bias", 1.0, 3, False, spacing="power_of_two")
     model.gate.data[::7] = torch.randn(5, generator=generator).bfloat16()
     model.norm.num_batches_tracked += seed + 1
     return model, quantized
@@ -174,7 +185,9 @@ def test_nine_thousand_mutations_of_a_file_with_every_coder(tmp_path: Path) -> N
         save(tmp_path / str(seed), model, quantized, reference=None, metadata={"mean": "0.5"})
     header = read_header(tmp_path / "0")
     coders = " ".join(entry.coder for entry in header.entries)
-    assert all(word in coders for word in ("raw", "zeros", "bitmap", "rice", "live", "all"))
+    assert all(
+        word in coders for word in ("raw", "zeros", "bitmap", "rice", "live", "powers", "all")
+    )
     brought = Small()
 
     def reset() -> nn.Module:

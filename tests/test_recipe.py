@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from secateur import cli
 from secateur.errors import RecipeError
+from secateur.plan import build_plan
 from secateur.recipe import Recipe, load_recipe
-from secateur.sets import Intersection, Levels, Unstructured
+from secateur.sets import Block, Column, Filter, Levels, Unstructured
+from secateur.zoo import lenet5
 
 FIVE_LINES = """\
 model: secateur.zoo:lenet5
@@ -60,14 +62,23 @@ def test_density_defaults_to_a_tenth_and_a_map_takes_its_name_from_the_model() -
     ("options", "target"),
     [
         ({"keep": 7}, Unstructured(keep=7)),
-        ({"bits": 3}, Intersection(Unstructured(density=0.1), Levels(3))),
+        ({"bits": 3}, Unstructured(density=0.1) & Levels(3)),
         (
             {"set": ["levels", "unstructured"], "keep": 9, "bits": 2},
             Unstructured(keep=9) & Levels(2),
         ),
         ({"set": "levels", "bits": 4, "zero": True}, Levels(4, zero=True)),
+        ({"bits": 3, "spacing": "power_of_two", "keep": 2},
+         Unstructured(keep=2) & Levels(3, spacing="power_of_two")),
+        ({"set": ["block", "levels"], "rows": 2, "columns": 4, "keep": 3, "bits": 1},
+         Block(2, 4, keep=3) & Levels(1)),
+        ({"set": ["column", "filter"]}, Column(density=0.1) & Filter(density=0.1)),
+        ({"set": {"column": {"density": 0.2}, "filter": {"keep": 3}, "levels": {"bits": 2}}},
+         Column(density=0.2) & Filter(keep=3) & Levels(2)),
+        ({"set": {"levels": {"bits": 2}, "filter": {"keep": 3}, "column": None}},
+         Filter(keep=3) & Column(density=0.1) & Levels(2)),
     ],
-)
+)  # fmt: skip
 def test_options_reach_their_sets(options: dict, target: object) -> None:
     recipe = load_recipe({**good(), "stages": [{"method": "admm", **options}]})
     assert recipe.stages[0].target == target
@@ -104,6 +115,14 @@ def test_every_way_to_write_a_float_is_a_number(number: float) -> None:
     [
         {"method": "admm"},
         {"method": "admm", "set": "levels", "bits": 2, "zero": True},
+        {"method": "admm", "set": ["column", "filter", "levels"], "bits": 3},
+        {
+            "method": "admm",
+            "set": {"filter": {"density": 0.5}, "column": {"keep": 7}, "levels": {"bits": 3}},
+            "metric": "batchnorm",
+            "layers": {"conv1": {"column": {"density": 0.5}, "bits": 2}, "fc*": "dense"},
+        },
+        {"method": "admm", "set": {"block": {"rows": 2, "columns": 4, "density": 0.3}}},
         {"method": "admm", "keep": 5, "bits": 2, "steps": [0.5, 1.0], "layers": {"fc1": "dense"}},
     ],
 )
@@ -118,6 +137,28 @@ def test_resolved_yaml_loads_as_the_same_recipe(stage: dict, tmp_path: Path) -> 
     assert load_recipe(recipe, ["train.seed=7"]).train.seed == 7
 
 
+def test_exceptions_say_which_of_two_patterns_they_change() -> None:
+    sets = {"column": {"density": 0.2}, "filter": {"density": 0.5}, "levels": {"bits": 3}}
+    layers = {"conv1": {"filter": {"keep": 4}, "bits": 2}, "fc1": {"column": {"density": 0.05}}}
+    stage = {"method": "admm", "set": sets, "layers": layers}
+    (parsed,) = load_recipe({**good(), "stages": [stage]}).stages
+    assert parsed.layers == {
+        "conv1": {"filter": {"keep": 4}, "levels": {"bits": 2}},
+        "fc1": {"column": {"density": 0.05}},
+    }
+    plan = build_plan(lenet5(), parsed.target, layers=parsed.layers)
+    found = {row.layer: row.set for row in plan.rows}
+    assert found["conv1"] == Column(density=0.2) & Filter(keep=4) & Levels(2)
+    assert found["fc1"] == Column(density=0.05) & Filter(density=0.5) & Levels(3)
+    assert found["fc2"] == parsed.target
+
+
+def test_a_map_of_sets_can_be_overridden_key_by_key(recipe_file: Path) -> None:
+    settings = ["stages.0={method: admm, set: {column: {density: 0.2}, filter: {density: 0.5}}}"]
+    recipe = load_recipe(recipe_file, [*settings, "stages.0.set.filter.density=0.4"])
+    assert recipe.stages[0].target == Column(density=0.2) & Filter(density=0.4)
+
+
 def test_shipped_recipes_are_valid() -> None:
     shipped = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
     assert len(shipped) >= 3
@@ -126,6 +167,7 @@ def test_shipped_recipes_are_valid() -> None:
 
 
 STAGE = "stages.0."
+MAP = "stages.0={method: admm, set: {column: {density: 0.2}, filter: {density: 0.5}}"
 BROKEN = [
     # what --set changes in the good recipe, and the words the message must hold
     ("train.epocs=3", "train.epocs", "Did you mean 'epochs'?"),
@@ -167,6 +209,33 @@ BROKEN = [
     (STAGE + "set=unstructred", "stages[0].set", "'unstructred'", "Did you mean 'unstructured'?"),
     (STAGE + "set=[]", "stages[0].set", "[]", "unstructured"),
     (STAGE + "set=[levels, levels]", "stages[0].set", "['levels', 'levels']", "one"),
+    (STAGE + "set=3", "stages[0].set", "3", "a map of names to options"),
+    (STAGE + "set={}", "stages[0].set", "{}", "unstructured"),
+    (STAGE + "set=[column, filter]", "stages[0].density", "0.05 could be of column or of filter",
+     "column: {density: 0.05}"),
+    (STAGE + "set={filter: {keep: 3}}", "stages[0].density", "0.05", "filter: {density: 0.05}"),
+    ("stages.0={method: admm, set: {colum: {}}}", "stages[0].set", "Did you mean 'column'?"),
+    ("stages.0={method: admm, set: {column: 3}}", "stages[0].set.column", "3", "density, keep"),
+    ("stages.0={method: admm, set: {column: {densty: 1}}}", "stages[0].set.column.densty",
+     "Did you mean 'density'?"),
+    ("stages.0={method: admm, set: {column: {bits: 1}}}", "stages[0].set.column.bits", "unknown"),
+    ("stages.0={method: admm, set: {column: {density: 3}}}", "stages[0].set.column.density", "3"),
+    ("stages.0={method: admm, set: {column: {density: 1, keep: 2}}}", "stages[0].set.column.keep",
+     "give only one"),
+    ("stages.0={method: admm, set: {column: {}, levels: {}}}", "stages[0].set.levels.bits",
+     "missing"),
+    ("stages.0={method: admm, set: {block: {rows: 2}}}", "stages[0].set.block.columns", "missing",
+     "GEMM columns in a block"),
+    ("stages.0={method: admm, set: block, rows: 0, columns: 2}", "stages[0].rows", "0"),
+    (MAP + ", layers: {fc1: {density: 0.1}}}", "stages[0].layers.fc1.density", "column or of"),
+    (MAP + ", layers: {fc1: {column: {keep: -1}}}}", "stages[0].layers.fc1.column.keep", "-1"),
+    (MAP + ", layers: {fc1: {column: 3}}}", "stages[0].layers.fc1.column", "3", "map"),
+    (MAP + ", layers: {fc1: {filter: {kep: 3}}}}", "stages[0].layers.fc1.filter.kep", "'keep'"),
+    (MAP + ", layers: {fc1: {kernel: {keep: 3}}}}", "stages[0].layers.fc1.kernel", "unknown key"),
+    ("stages.0={method: admm, bits: 3, spacing: log}", "stages[0].spacing", "'log'",
+     "uniform, power_of_two"),
+    ("stages.0={method: admm, bits: 5, spacing: power_of_two}", "stages[0].bits", "5", "1..4"),
+    (STAGE + "metric=batch", "stages[0].metric", "'batch'", "Did you mean 'batchnorm'?"),
     (STAGE + "scope=everywhere", "stages[0].scope", "'everywhere'", "global, layer"),
     (STAGE + "rho=high", "stages[0].rho", "'high'", "number"),
     (STAGE + "steps=[]", "stages[0].steps", "[]"),
@@ -261,6 +330,10 @@ def test_the_program_itself_exits_2_without_a_traceback(recipe_file: Path) -> No
         (
             "stages.0.layers={convv1: dense}",
             ("stages[0].layers", "convv1", "Did you mean 'conv1'?"),
+        ),
+        (
+            "stages.0.metric=batchnorm",
+            ("stages[0].metric", "'batchnorm'", "directly followed by a BatchNorm", "Remedy"),
         ),
         ("data=mnist", ("data", "'mnist' is not here", "secateur data get mnist")),
         ("data=mnits", ("data", "'mnits'", "Did you mean 'mnist'?")),

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from secateur.errors import MembershipError, NonFiniteError, SecateurError
-from secateur.sets import ConstraintSet, Intersection, Levels, Unstructured
+from secateur.sets import (
+    Block,
+    Channel,
+    Column,
+    ConstraintSet,
+    Filter,
+    Intersection,
+    Kernel,
+    Levels,
+    Pattern,
+    Unstructured,
+)
 from secateur.sets import levels as levels_module
 
 EVERY_SET: list[ConstraintSet] = [
@@ -28,6 +39,27 @@ EVERY_SET: list[ConstraintSet] = [
     Unstructured(keep=4) & Levels(3),
     Unstructured(keep=6) & Levels(4, zero=True),
     Unstructured(density=1.0) & Levels(8),
+    Levels(1, spacing="power_of_two"),
+    Levels(3, spacing="power_of_two"),
+    Levels(4, spacing="power_of_two"),
+    Levels(2, zero=True, spacing="power_of_two"),
+    Levels(4, zero=True, spacing="power_of_two"),
+    Unstructured(keep=5) & Levels(4, spacing="power_of_two"),
+    Filter(density=0.5),
+    Channel(density=0.5),
+    Column(density=0.3),
+    Kernel(keep=4),
+    Block(2, 3, density=0.4),
+    Block(8, 8, keep=0),
+    Filter(keep=2) & Levels(1),
+    Channel(keep=2) & Levels(3),
+    Column(density=0.4) & Levels(3, spacing="power_of_two"),
+    Kernel(density=0.5) & Levels(2, zero=True),
+    Block(2, 2, keep=2) & Levels(2),
+    Column(density=0.5) & Filter(keep=2),
+    Column(density=0.5) & Filter(keep=2) & Levels(2),
+    Block(2, 2, keep=2) & Kernel(keep=3) & Levels(1),
+    Channel(keep=2) & Unstructured(keep=3) & Levels(3),
 ]
 SHAPES = [(1,), (7,), (3, 5), (4, 3, 2, 2), (1, 1), (2, 0)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -77,7 +109,7 @@ def test_encoding_is_exact_and_counted_exactly(target: ConstraintSet, weight: Te
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_weights_are_refused(target: ConstraintSet, value: float) -> None:
     weight = torch.tensor([[0.5, value, -0.25]])
-    assert not target.contains(weight) or isinstance(target, Unstructured)
+    assert not target.contains(weight) or target.split()[1] is None
     with pytest.raises(NonFiniteError, match="1 of 3 weights"):
         target.project(weight)
 
@@ -93,20 +125,23 @@ def squared_distance(first: Tensor, second: Tensor) -> float:
     return float((first.double() - second.double()).square().sum())
 
 
-def best_by_brute_force(weight: Tensor, choices: range, supports: list[tuple[int, ...]]) -> float:
+def best_by_brute_force(
+    weight: Tensor, magnitudes: tuple[int, ...], supports: list[tuple[int, ...]]
+) -> float:
     """Try every support, every assignment of levels on it, each with its own best scale."""
     flat = weight.double().flatten()
+    signed = torch.tensor([sign * m for m in magnitudes for sign in (1, -1)], dtype=torch.float64)
     best = float("inf")
     for support in supports:
         inside = flat[list(support)]
         outside = float(flat.square().sum() - inside.square().sum())
-        best = min(best, outside + float(inside.square().sum()) if not support else best)
-        for assignment in itertools.product([c for c in choices if c != 0], repeat=len(support)):
-            levels = torch.tensor(assignment, dtype=torch.float64)
-            if not support:
-                continue
-            scale = max(float(inside @ levels / (levels @ levels)), 0.0)
-            best = min(best, outside + squared_distance(inside, scale * levels))
+        if not support:
+            best = min(best, outside)
+            continue
+        levels = torch.cartesian_prod(*[signed] * len(support)).view(-1, len(support))
+        scale = (levels @ inside / levels.square().sum(1)).clamp(min=0).nan_to_num()
+        distances = (inside - scale[:, None] * levels).square().sum(1)
+        best = min(best, outside + float(distances.min()))
     return best
 
 
@@ -124,16 +159,17 @@ def tiny_tensors(count: int, size: int) -> list[Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize(
+    "levels", [Levels(1), Levels(2), Levels(3, spacing="power_of_two")], ids=str
+)
 @pytest.mark.parametrize("keep", range(5))
 def test_joint_projection_is_optimal_over_all_supports_levels_and_scales(
-    bits: int, keep: int
+    levels: Levels, keep: int
 ) -> None:
-    top = 2 ** (bits - 1)
     supports = [s for n in range(keep + 1) for s in itertools.combinations(range(4), n)]
     for weight in tiny_tensors(40, 4):
-        projected = (Unstructured(keep=keep) & Levels(bits)).project(weight)
-        best = best_by_brute_force(weight, range(-top, top + 1), supports)
+        projected = (Unstructured(keep=keep) & levels).project(weight)
+        best = best_by_brute_force(weight, levels.magnitudes, supports)
         assert squared_distance(weight, projected) <= best + 1e-7
 
 
@@ -145,15 +181,51 @@ def test_joint_projection_beats_pruning_then_quantizing() -> None:
     assert squared_distance(weight, joint) < squared_distance(weight, in_a_row)
 
 
-@pytest.mark.parametrize(("bits", "zero"), [(1, False), (2, False), (2, True), (3, True)])
-def test_levels_are_optimal_over_all_assignments_and_scales(bits: int, zero: bool) -> None:
-    grid = Levels(bits, zero=zero)
-    choices = range(-grid.top, grid.top + 1)
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Levels(1),
+        Levels(2),
+        Levels(2, zero=True),
+        Levels(3, zero=True),
+        Levels(3, spacing="power_of_two"),
+        Levels(4, spacing="power_of_two"),
+        Levels(3, zero=True, spacing="power_of_two"),
+        Levels(4, zero=True, spacing="power_of_two"),
+    ],
+    ids=str,
+)
+def test_levels_are_optimal_over_all_assignments_and_scales(grid: Levels) -> None:
     every = tuple(range(4))
-    supports = [s for n in range(5) for s in itertools.combinations(every, n)] if zero else [every]
+    supports = [s for n in range(5) for s in itertools.combinations(every, n)]
     for weight in tiny_tensors(25, 4):
-        best = best_by_brute_force(weight, choices, supports)
+        best = best_by_brute_force(weight, grid.magnitudes, supports if grid.zero else [every])
         assert squared_distance(weight, grid.project(weight)) <= best + 1e-7
+
+
+@pytest.mark.parametrize(
+    ("grid", "magnitudes"),
+    [
+        (Levels(1), [1]),
+        (Levels(3), [1, 2, 3, 4]),
+        (Levels(2, zero=True), [1]),
+        (Levels(3, zero=True), [1, 2, 3]),
+        (Levels(3, spacing="power_of_two"), [1, 2, 4, 8]),
+        (Levels(4, spacing="power_of_two"), [1, 2, 4, 8, 16, 32, 64, 128]),
+        (Levels(4, zero=True, spacing="power_of_two"), [1, 2, 4, 8, 16, 32, 64]),
+    ],
+    ids=str,
+)
+def test_the_levels_are_those_of_the_docstring(grid: Levels, magnitudes: list[int]) -> None:
+    every = torch.tensor([s * m for m in magnitudes for s in (1, -1)] + [0] * grid.zero).float()
+    assert grid.contains(0.37 * every)
+    assert len(every) <= 2**grid.bits
+    assert not grid.contains(torch.cat([every, torch.tensor([2.0 * magnitudes[-1]])])) or (
+        len(magnitudes) == 1
+    )
+    halfway = [(a + b) / 2 for a, b in itertools.pairwise(magnitudes)]
+    taken = levels_module.nearest_levels(torch.tensor(halfway), 1.0, grid.grid)
+    assert taken.tolist() == magnitudes[:-1]
 
 
 def test_binary_scale_is_the_mean_magnitude() -> None:
@@ -163,11 +235,14 @@ def test_binary_scale_is_the_mean_magnitude() -> None:
     torch.testing.assert_close(Levels(1).project(weight), expected, rtol=1e-6, atol=0)
 
 
-def test_large_tensors_reach_nearly_the_exact_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("grid", [Levels(4), Levels(4, spacing="power_of_two")], ids=str)
+def test_large_tensors_reach_nearly_the_exact_optimum(
+    grid: Levels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight = torch.randn(3000, generator=torch.Generator().manual_seed(2))
-    exact = squared_distance(weight, Levels(4).project(weight))
+    exact = squared_distance(weight, grid.project(weight))
     monkeypatch.setattr(levels_module, "EXACT_SEARCH_LIMIT", 2000)
-    sampled = squared_distance(weight, Levels(4).project(weight))
+    sampled = squared_distance(weight, grid.project(weight))
     assert exact <= sampled <= 1.02 * exact
 
 
@@ -193,7 +268,15 @@ def test_unstructured_keeps_the_largest_and_the_lower_index(weight: Tensor, keep
         (lambda: Levels(0), "bits: 0"),
         (lambda: Levels(9), "bits: 9"),
         (lambda: Levels(1, zero=True), "bits: 1"),
-        (lambda: Levels(2) & Unstructured(keep=1), "give a pattern, then levels"),
+        (lambda: Levels(5, spacing="power_of_two"), "bits: 5 is not in 1..4"),
+        (lambda: Levels(2, spacing="log"), "spacing: 'log' is not uniform or power_of_two"),
+        (lambda: Filter(), "filter: give either density or keep"),
+        (lambda: Column(density=2), "density: 2 .* a tenth of the columns"),
+        (lambda: Kernel(keep=-1), "keep: -1 is negative; give a number of kernels"),
+        (lambda: Block(0, 2, keep=1), "rows: 0 is not positive"),
+        (lambda: Block(2, -3, keep=1), "columns: -3 is not positive"),
+        (lambda: Block(2, 3), "block: give either density or keep"),
+        (lambda: Levels(2) & Unstructured(keep=1), "give patterns first, then levels"),
     ],
 )
 def test_impossible_sets_are_refused(build: object, message: str) -> None:
@@ -202,4 +285,28 @@ def test_impossible_sets_are_refused(build: object, message: str) -> None:
 
 
 def test_and_builds_an_intersection() -> None:
-    assert Unstructured(keep=3) & Levels(2) == Intersection(Unstructured(keep=3), Levels(2))
+    column, filters, levels = Column(keep=3), Filter(density=0.5), Levels(2)
+    assert column & levels == Intersection((column,), levels)
+    assert column & filters == Intersection((column, filters))
+    assert column & filters & levels == column & (filters & levels)
+    assert (column & filters & levels).split() == ((column, filters), levels)
+    assert str(column & filters & levels) == "column 3 & filter 50.000% & levels 2 bit"
+    assert str(Block(2, 4, keep=3)) == "block 2x4 3"
+
+
+@pytest.mark.parametrize("pattern", [each for each in EVERY_SET if isinstance(each, Pattern)])
+def test_relaxing_raises_the_share_and_drops_levels(pattern: Pattern) -> None:
+    shape = (40, 20, 5, 5)
+    total = pattern.total(shape)  # type: ignore[attr-defined]
+    count = pattern.count(total)  # type: ignore[attr-defined]
+    half = pattern.relaxed(shape, 0.5)
+    assert half.keep == round((count * total) ** 0.5)  # type: ignore[attr-defined]
+    assert (pattern & Levels(2)).relaxed(shape, 0.5) == half
+    assert (pattern & pattern).relaxed(shape, 0.5) == half & half
+    assert Levels(2).relaxed(shape, 0.5) is None
+
+
+def test_a_share_keeps_one_group_at_least() -> None:
+    weight = torch.tensor([[1.0, 3.0], [2.0, 0.5]])
+    assert torch.equal(Filter(density=0.01).project(weight), torch.tensor([[1.0, 3.0], [0.0, 0.0]]))
+    assert int(Unstructured(density=0.01).project(weight).count_nonzero()) == 1

@@ -190,7 +190,9 @@ def _compact(value: Mapping[str, Any]) -> str:
 def _plan(model: nn.Module, recipe: Recipe, number: int) -> Plan:
     stage = recipe.stages[number]
     try:
-        return build_plan(model, stage.target, scope=stage.scope, layers=stage.layers)
+        return build_plan(
+            model, stage.target, scope=stage.scope, layers=stage.layers, metric=stage.metric
+        )
     except RecipeError as error:
         raise RecipeError(f"stages[{number}].{error}") from error
 

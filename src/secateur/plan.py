@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur import norms
 from secateur.errors import NonFiniteError, RecipeError, did_you_mean
-from secateur.sets import ConstraintSet, Intersection, Levels, Unstructured
-from secateur.sets.base import top_k
+from secateur.sets import ConstraintSet, Unstructured, join
+from secateur.sets.base import energy, top_k
+from secateur.sets.intersection import cover
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weight has outputs in dimension 0 and a GEMM matrix behind it."""
@@ -31,6 +33,7 @@ class Row:
         set: the constraint set its weight will be a member of, or None if it stays dense.
         pooled: whether its ``keep`` is a share of the plan's global budget.
         note: why it stays dense, in plain words.
+        norm: the BatchNorm whose scale weighs its filters; empty if they count as they are.
     """
 
     layer: str
@@ -39,6 +42,7 @@ class Row:
     set: ConstraintSet | None = None
     pooled: bool = False
     note: str = ""
+    norm: str = ""
 
     @property
     def weights(self) -> int:
@@ -73,20 +77,29 @@ class Plan:
         """The rows whose weights get a constraint set."""
         return tuple(row for row in self.rows if row.set is not None)
 
-    def project(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def project(
+        self, weights: Mapping[str, Tensor], model: nn.Module | None = None
+    ) -> dict[str, Tensor]:
         """Project every planned weight onto its set; pooled rows share one top-k by magnitude.
 
         Args:
             weights: parameter name to tensor, for the rows of :attr:`compressed`.
+            model: where rows that name a ``norm`` find it, as it is now.
 
         Raises:
             NonFiniteError: a weight holds NaN or infinity; the message names its layer.
         """
-        sets = self._share(weights)
+        metrics = {
+            row.layer: norms.metric(model.get_submodule(row.norm), len(row.shape))
+            for row in self.compressed
+            if row.norm and model is not None
+        }
+        sets = self._share(weights, metrics)
         projected = {}
         for row in self.compressed:
+            weight = weights[row.parameter]
             try:
-                projected[row.parameter] = sets[row.layer].project(weights[row.parameter])
+                projected[row.parameter] = sets[row.layer].project(weight, metrics.get(row.layer))
             except NonFiniteError as error:
                 raise NonFiniteError(f"{row.layer}: {error}") from error
         return projected
@@ -104,17 +117,18 @@ class Plan:
     def within(self, weights: Mapping[str, Tensor]) -> Plan:
         """Return this plan for weights that an earlier stage pruned: zeros are not levels.
 
-        Where a row asks for levels alone and its weight has zeros, the levels are joined with
-        "no more non-zeros than now".
+        Where a row asks for levels without zero and its weight has zeros in what would be kept
+        whole, "no more non-zeros than now" goes before the row's set.
         """
 
         def narrowed(row: Row) -> Row:
-            if not isinstance(row.set, Levels) or row.set.zero:
+            patterns, levels = row.set.split() if row.set else ((), None)
+            if levels is None or levels.zero or any(each.elementwise for each in patterns):
                 return row
-            kept = int(weights[row.parameter].count_nonzero())
-            if kept == row.weights:
+            live = weights[row.parameter] != 0
+            if torch.equal(live, cover(patterns, live)):
                 return row
-            return replace(row, set=Intersection(Unstructured(keep=kept), row.set))
+            return replace(row, set=join((Unstructured(keep=int(live.sum())), *patterns), levels))
 
         return replace(self, rows=tuple(narrowed(row) for row in self.rows))
 
@@ -125,21 +139,29 @@ class Plan:
         """
         if exponent == 1:
             return self
-        rows = tuple(_relaxed(row, exponent) for row in self.rows)
-        total = sum(row.weights for row in rows if row.pooled)
-        keep = round(total * (self.keep / total) ** exponent) if total else 0
-        return Plan(rows, keep)
 
-    def _share(self, weights: Mapping[str, Tensor]) -> dict[str, ConstraintSet]:
+        def easier(row: Row) -> Row:
+            target = row.set.relaxed(row.shape, exponent) if row.set else None
+            late = "values are quantized in the last step"
+            return replace(row, set=target, note=late if row.set and not target else row.note)
+
+        total = sum(row.weights for row in self.rows if row.pooled)
+        keep = round(total * (self.keep / total) ** exponent) if total else 0
+        return Plan(tuple(easier(row) for row in self.rows), keep)
+
+    def _share(
+        self, weights: Mapping[str, Tensor], metrics: Mapping[str, Tensor]
+    ) -> dict[str, ConstraintSet]:
         """Return each row's set; pooled rows get their part of the budget as ``keep``."""
         sets = {row.layer: row.set for row in self.compressed if row.set is not None}
         pooled = [row for row in self.compressed if row.pooled]
         if pooled:
-            magnitudes = [weights[row.parameter].detach().abs().flatten() for row in pooled]
-            marks = top_k(torch.cat(magnitudes).nan_to_num(), self.keep)
-            for row, part in zip(
-                pooled, torch.split(marks, [len(m) for m in magnitudes]), strict=True
-            ):
+            gains = [
+                energy(weights[row.parameter].detach(), metrics.get(row.layer)).flatten()
+                for row in pooled
+            ]
+            marks = top_k(torch.cat(gains).nan_to_num(), self.keep)
+            for row, part in zip(pooled, torch.split(marks, [len(g) for g in gains]), strict=True):
                 sets[row.layer] = _with_keep(row.set, int(part.sum()))
         return sets
 
@@ -150,18 +172,24 @@ def build_plan(
     *,
     scope: str = "global",
     layers: Mapping[str, Mapping[str, Any] | str] | None = None,
+    metric: str = "plain",
 ) -> Plan:
     """Match a constraint set to the layers of a model.
 
     Args:
         model: its convolutions and linear layers are planned, everything else stays dense.
         target: the set of every layer that ``layers`` does not mention.
-        scope: ``global`` for one budget over all those layers, ``layer`` for one each.
+        scope: ``global`` for one budget over all those layers, ``layer`` for one each. A set other
+            than ``Unstructured``, with or without levels, always has one each.
         layers: exceptions by layer name, glob of names or module type (in this order of
-            precedence): fields of the set to change, or ``"dense"``.
+            precedence): fields of the set to change, also by the name of the set they belong to
+            (``{"column": {"keep": 3}}``), or ``"dense"``.
+        metric: ``batchnorm`` weighs the filters of a layer by the scale of the BatchNorm that
+            directly follows it (:func:`secateur.norms.following`), ``plain`` never does.
 
     Raises:
-        RecipeError: a pattern matches no layer, or a field does not exist.
+        RecipeError: a pattern matches no layer, a field does not exist or belongs to two parts of
+            the set, or no layer is followed by a BatchNorm.
     """
     exceptions = dict(layers or {})
     candidates = [(n, m) for n, m in model.named_modules() if isinstance(m, PRUNABLE)]
@@ -174,19 +202,22 @@ def build_plan(
                 f"layers: '{pattern}' matches no layer.{did_you_mean(pattern, names)}\n"
                 f"Layers are {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}."
             )
-    rows = [_row(name, module, target, scope, exceptions) for name, module in candidates]
+    patterns, _ = target.split()
+    alone = len(patterns) == 1 and scope == "global"
+    sharing = [each for each in patterns if alone and isinstance(each, Unstructured)]
+    rows = [_row(name, module, target, bool(sharing), exceptions) for name, module in candidates]
+    if metric == "batchnorm":
+        rows = _with_norms(rows, norms.following(model))
     rows.extend(_left_dense(model, {name for name, _ in candidates}))
-    base = _pattern(target)
     total = sum(row.weights for row in rows if row.pooled)
-    keep = base.count(total) if isinstance(base, Unstructured) else 0
-    return Plan(tuple(rows), keep)
+    return Plan(tuple(rows), sum(each.count(total) for each in sharing))
 
 
 def _row(
     name: str,
     module: nn.Module,
     target: ConstraintSet,
-    scope: str,
+    pooled: bool,
     exceptions: Mapping[str, Mapping[str, Any] | str],
 ) -> Row:
     shape = tuple(module.weight.shape)  # type: ignore[arg-type]
@@ -194,7 +225,6 @@ def _row(
     ranks = (name, *(p for p in exceptions if p != name and _matches(p, name, module)))
     matching = sorted((p for p in ranks if p in exceptions), key=lambda p: _rank(p, name))
     if not matching:
-        pooled = scope == "global" and isinstance(_pattern(target), Unstructured)
         return replace(row, set=target, pooled=pooled)
     change = exceptions[matching[0]]
     if isinstance(change, str):
@@ -226,41 +256,44 @@ def _left_dense(model: nn.Module, planned: set[str]) -> Iterator[Row]:
             break
 
 
-def _pattern(target: ConstraintSet) -> ConstraintSet:
-    return target.pattern if isinstance(target, Intersection) else target
+def _with_norms(rows: list[Row], following: Mapping[str, str]) -> list[Row]:
+    rows = [replace(row, norm=following.get(row.layer, "") if row.set else "") for row in rows]
+    if not any(row.norm for row in rows):
+        raise RecipeError(
+            "metric: 'batchnorm', but no layer to compress is directly followed by a BatchNorm.\n"
+            "Remedy: remove it, or register each BatchNorm right after its convolution."
+        )
+    return rows
 
 
 def _with_keep(target: ConstraintSet | None, keep: int) -> ConstraintSet:
-    pattern = Unstructured(keep=keep)
-    return Intersection(pattern, target.levels) if isinstance(target, Intersection) else pattern
-
-
-def _relaxed(row: Row, exponent: float) -> Row:
-    if row.set is None:
-        return row
-    pattern = _pattern(row.set)
-    if isinstance(pattern, Unstructured):
-        count = pattern.count(row.weights)
-        share = (count / row.weights) ** exponent
-        return replace(row, set=Unstructured(keep=round(row.weights * share)))
-    return replace(row, set=None, note="values are quantized in the last step")
+    return join((Unstructured(keep=keep),), target.split()[1] if target else None)
 
 
 def _changed(target: ConstraintSet, change: Mapping[str, Any], pattern: str) -> ConstraintSet:
     """Return ``target`` with some fields of its parts replaced."""
-    parts = [target.pattern, target.levels] if isinstance(target, Intersection) else [target]
-    known = {field.name for part in parts for field in fields(part)}  # type: ignore[arg-type]
-    for key in change:
-        if key not in known:
+    patterns, levels = target.split()
+    parts = {part.name: part for part in (*patterns, *([levels] if levels else []))}
+    known = {name: {f.name for f in fields(part)} for name, part in parts.items()}  # type: ignore[arg-type]
+    own: dict[str, dict[str, Any]] = {name: {} for name in parts}
+    settings = []  # path of the key, sets it may belong to, key, value
+    for key, value in change.items():
+        if key in parts and isinstance(value, Mapping):
+            settings += [(f"{key}.{each}", [key], each, value[each]) for each in value]
+        else:
+            settings.append((key, list(parts), key, value))
+    for path, among, key, value in settings:
+        owners = [name for name in among if key in known[name]]
+        if len(owners) > 1:
             raise RecipeError(
-                f"layers.{pattern}.{key}: no such option.{did_you_mean(key, known)}\n"
-                f"Options here are {', '.join(sorted(known))}."
+                f"layers.{pattern}.{path}: it is an option of {' and of '.join(owners)}.\n"
+                f"Remedy: say of which, as in {{{owners[0]}: {{{key}: {value}}}}}."
             )
-
-    def changed(part: ConstraintSet) -> ConstraintSet:
-        own = {f.name: change[f.name] for f in fields(part) if f.name in change}  # type: ignore[arg-type]
-        if isinstance(part, Unstructured) and own:
-            return Unstructured(**own)  # keep and density exclude each other
-        return replace(part, **own)  # type: ignore[type-var]
-
-    return functools.reduce(operator.and_, map(changed, parts))
+        if not owners:
+            options = sorted(set().union(*(known[name] for name in among)))
+            raise RecipeError(
+                f"layers.{pattern}.{path}: no such option.{did_you_mean(key, options)}\n"
+                f"Options here are {', '.join(options)}."
+            )
+        own[owners[0]][key] = value
+    return functools.reduce(operator.and_, (parts[name].changed(**own[name]) for name in parts))

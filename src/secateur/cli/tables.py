@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from secateur.artifact.packed import Header
@@ -44,11 +45,11 @@ def print_catalogue(catalogue: dict[str, Any], console: Console) -> None:
     """Print methods and constraint sets, each with its options."""
     for title, entries in catalogue.items():
         for name, entry in entries.items():
-            console.print(f"[bold]{name}[/bold] ({title[:-1]}): {entry['summary']}")
+            console.print(f"[bold]{name}[/bold] ({title[:-1]}): {escape(entry['summary'])}")
             table = Table("option", "default", "meaning", box=None, padding=(0, 2))
             for option in entry["options"]:
                 default = "required" if option["required"] else str(option["default"])
-                table.add_row(option["name"], default, option["description"])
+                table.add_row(option["name"], default, escape(option["description"]))
             console.print(table)
             console.print()
 

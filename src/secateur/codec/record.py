@@ -23,8 +23,8 @@ from secateur.codec.subset import (
     read_subset,
 )
 from secateur.codec.values import (
+    Grid,
     Quantized,
-    Uniform,
     check_member,
     from_words,
     read_values,
@@ -67,8 +67,8 @@ class Storage:
 class _Plan:
     """One way to write a tensor: its live rows and columns, if listed, and its cells."""
 
-    matrix: NDArray[np.signedinteger]  # words, or levels if uniform is not None
-    uniform: Uniform | None
+    matrix: NDArray[np.signedinteger]  # words, or levels if grid is not None
+    grid: Grid | None
     live: tuple[Subset, Subset] | None
     cells: Subset
 
@@ -77,12 +77,12 @@ class _Plan:
         return (*(self.live or ()), self.cells)
 
     def header(self) -> bytes:
-        head = bytearray(self.uniform.header() if self.uniform else b"\0")
+        head = bytearray(self.grid.header() if self.grid else b"\0")
         head[0] |= _LIVE if self.live else 0
         return bytes(head) + b"".join(subset.header() for subset in self.subsets)
 
     def storage(self) -> Storage:
-        width = self.uniform.bits if self.uniform else 8 * self.matrix.itemsize
+        width = self.grid.bits if self.grid else 8 * self.matrix.itemsize
         values, index = width * len(self.cells), sum(subset.stream for subset in self.subsets)
         return Storage(values, index, 8 * len(self.header()) + -values % 8 + -index % 8)
 
@@ -99,7 +99,7 @@ class _Plan:
         if self.cells.members is not None:
             stored = stored[self.cells.members]
         packed = np.packbits(index, bitorder="little").tobytes()
-        return self.header() + packed + write_values(stored, self.uniform)
+        return self.header() + packed + write_values(stored, self.grid)
 
 
 def encode(weight: Tensor, quantized: Quantized | None = None) -> bytes:
@@ -145,7 +145,7 @@ def decode(record: bytes, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     reader = BitReader(np.frombuffer(record, dtype=np.uint8)[header.length :])
     places, count = _read_places(header, shape, reader)
     stored = record[header.length + reader.align() :]
-    values = read_values(stored, count, header.uniform, dtype)
+    values = read_values(stored, count, header.grid, dtype)
     elements[slice(None) if places is None else places] = values
     return from_words(elements, shape, dtype)
 
@@ -156,27 +156,28 @@ def describe(record: bytes) -> str:
         return "zeros"
     header = _Header.read(record)
     live = [f"live rows {header.subsets[0]}, columns {header.subsets[1]}"] if header.live else []
-    uniform = header.uniform
-    values = f"{uniform.bits} bits{' with zero' * uniform.zero}" if uniform else "raw"
+    grid = header.grid
+    values = f"{grid.bits} bits{' with zero' * grid.zero}" if grid else "raw"
+    values += " powers of two" if grid and grid.spacing == "power_of_two" else ""
     return ", ".join([values, *live, str(header.subsets[-1])])
 
 
 @dataclass(frozen=True)
 class _Header:
-    uniform: Uniform | None
+    grid: Grid | None
     live: bool
     subsets: list[SubsetHeader]
     length: int
 
     @classmethod
     def read(cls, record: bytes) -> _Header:
-        uniform, position = read_value_header(record)
+        grid, position = read_value_header(record)
         live = bool(record[0] & _LIVE)
         subsets = []
         for _ in range(3 if live else 1):
             subset, position = read_header(record, position)
             subsets.append(subset)
-        return cls(uniform, live, subsets, position)
+        return cls(grid, live, subsets, position)
 
 
 def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -206,9 +207,9 @@ def _read_places(
 def _choose(weight: Tensor, quantized: Quantized | None) -> _Plan | None:
     """Return the plan with the fewest bytes, or None if there is nothing but zeros."""
     if quantized is None:
-        uniform, flat = None, words(weight)
+        grid, flat = None, words(weight)
     else:
-        uniform = check_member(weight, quantized)
+        grid = check_member(weight, quantized)
         flat = quantized.levels.detach().cpu().reshape(-1).numpy()
     rows, columns = _matrix_shape(weight.shape)
     matrix = flat.reshape(rows, columns)
@@ -216,12 +217,12 @@ def _choose(weight: Tensor, quantized: Quantized | None) -> _Plan | None:
     if count == 0:
         return None
     if count == flat.size:
-        return _Plan(matrix, uniform, None, everything(count))
+        return _Plan(matrix, grid, None, everything(count))
     nonzero = np.flatnonzero(flat)
     plans = (
-        _Plan(matrix, uniform, live, cells)
+        _Plan(matrix, grid, live, cells)
         for live, region, members in _regions(nonzero, (rows, columns))
-        for cells in _cells(members, region, uniform is None or uniform.zero)
+        for cells in _cells(members, region, grid is None or grid.zero)
     )
     return min(plans, key=lambda plan: plan.storage().total)
 

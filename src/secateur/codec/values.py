@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,77 +25,105 @@ DTYPES = (
 )
 """The dtypes that can be stored; only the floating-point ones also as levels."""
 
+Spacing = Literal["uniform", "power_of_two"]
+"""How levels follow each other: q, 2q, 3q, ... or q, 2q, 4q, ..."""
+
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+MOST_BITS: dict[Spacing, int] = {"uniform": 8, "power_of_two": 4}
+
+
+def magnitudes(bits: int, zero: bool, spacing: Spacing) -> tuple[int, ...]:
+    """Return the magnitudes of all levels but zero, increasing, in multiples of the scale."""
+    ranks = range(1, (1 << (bits - 1)) + 1 - zero)
+    return tuple(ranks) if spacing == "uniform" else tuple(1 << (rank - 1) for rank in ranks)
+
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
     """A tensor as integer levels times one scale: ``(levels.double() * scale).to(dtype)``.
 
     Attributes:
-        levels: integer tensor (int16 or wider) of the weight's shape, 0 where the weight is zero.
+        levels: integer tensor (int16 or wider) of the weight's shape, 0 where the weight is zero;
+            the others have a magnitude of :func:`magnitudes`.
         scale: > 0 and representable in float32; 2 bytes on disk if representable in float16,
             otherwise 4.
-        bits: 1 ... 8, of each stored level.
-        zero: True: 0 is a level and ``|level| <= 2**(bits-1) - 1``. False:
-            ``1 <= |level| <= 2**(bits-1)``, and a weight is zero only by being pruned.
+        bits: 1 ... 8, of each stored level; at most 4 for powers of two.
+        zero: whether 0 is a level; if not, a weight is zero only by being pruned.
+        spacing: ``uniform`` or ``power_of_two``.
     """
 
     levels: Tensor
     scale: float
     bits: int
     zero: bool
+    spacing: Spacing = "uniform"
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """The header of levels: code -> level x scale. ``None`` stands for raw values instead."""
+class Grid:
+    """The header of levels: code -> rank -> level x scale. ``None`` stands for raw values instead.
+
+    The rank of a level is the position of its magnitude, from 1, with the level's sign; 0 for 0.
+    """
 
     bits: int
     zero: bool
     scale: float
+    spacing: Spacing = "uniform"
 
     @property
-    def largest(self) -> int:
-        """The largest magnitude of a level."""
-        return (1 << (self.bits - 1)) - self.zero
+    def magnitudes(self) -> tuple[int, ...]:
+        """The magnitudes of all levels but zero."""
+        return magnitudes(self.bits, self.zero, self.spacing)
+
+    def ranks(self, levels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rank of each level, which must be one that can be stored."""
+        if self.spacing == "uniform":
+            return levels
+        return np.sign(levels) * np.frexp(np.abs(levels))[1]  # 2^k is 0.5 x 2^(k + 1)
 
     def codes(self, levels: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the code of each level, which must be one that can be stored."""
+        ranks = self.ranks(levels)
         if self.zero:
-            return (levels + (1 << (self.bits - 1))).astype(np.uint8)
-        sign = (levels < 0).astype(np.int64) << (self.bits - 1)
-        codes: NDArray[np.int64] = np.abs(levels) - 1 | sign
+            return (ranks + (1 << (self.bits - 1))).astype(np.uint8)
+        sign = (ranks < 0).astype(np.int64) << (self.bits - 1)
+        codes: NDArray[np.int64] = np.abs(ranks) - 1 | sign
         return codes.astype(np.uint8)
 
     def table(self, dtype: torch.dtype) -> Words:
         """Return the element that each of the ``2**bits`` codes stands for, as words."""
-        half = 1 << (self.bits - 1)
-        magnitude = torch.arange(1, half + 1, dtype=torch.float64)
-        if self.zero:
-            levels = torch.arange(-half, half, dtype=torch.float64)
+        positive = torch.tensor(self.magnitudes, dtype=torch.float64)
+        if self.zero:  # the code 0 has no meaning; readers refuse it
+            none = torch.zeros(1, dtype=torch.float64)
+            levels = torch.cat([none, -positive.flip(0), none, positive])
         else:
-            levels = torch.cat([magnitude, -magnitude])
+            levels = torch.cat([positive, -positive])
         return words((levels * self.scale).to(dtype))
 
     def header(self) -> bytes:
         """Return the value coder byte (without the live bit) and the scale."""
         narrow = float(np.float16(min(self.scale, 65504))) == self.scale
-        coder = 1 + 4 * (self.bits - 1) + 2 * self.zero + (not narrow)
+        kind = 32 * SPACINGS.index(self.spacing) + 4 * (self.bits - 1)
+        coder = 1 + kind + 2 * self.zero + (not narrow)
         return bytes([coder]) + struct.pack("<e" if narrow else "<f", self.scale)
 
 
-def read_header(record: bytes) -> tuple[Uniform | None, int]:
+def read_header(record: bytes) -> tuple[Grid | None, int]:
     """Return the value coder at the start of a record (None: raw) and the position after it."""
     coder = record[0] & 0x7F
     if coder == 0:
         return None, 1
-    bits, flags = divmod(coder - 1, 4)
+    kind, rest = divmod(coder - 1, 32)
+    bits, flags = rest // 4 + 1, rest % 4
     size = 4 if flags & 1 else 2
-    if bits >= 8 or len(record) < 1 + size:
+    known = kind < len(SPACINGS) and bits <= MOST_BITS[SPACINGS[kind]]
+    if not known or len(record) < 1 + size:
         raise ArtifactError(f"record: value coder {coder} is unknown or its scale is cut off.")
     (scale,) = struct.unpack_from("<f" if flags & 1 else "<e", record, 1)
     if not (math.isfinite(scale) and scale > 0):
         raise ArtifactError(f"record: the scale is {scale}, not a positive number.")
-    return Uniform(bits + 1, bool(flags & 2), scale), 1 + size
+    return Grid(bits, bool(flags & 2), scale, SPACINGS[kind]), 1 + size
 
 
 def words(tensor: Tensor) -> Words:
@@ -121,48 +150,52 @@ def word_type(dtype: torch.dtype) -> np.dtype[np.signedinteger]:
     return np.dtype(f"<i{dtype.itemsize}")
 
 
-def check_member(weight: Tensor, quantized: Quantized) -> Uniform:
+def check_member(weight: Tensor, quantized: Quantized) -> Grid:
     """Check that the levels and scale say exactly what the weight is; return their header.
 
     Raises:
         MembershipError: they do not, or bits, scale or a level is out of range.
     """
-    uniform = Uniform(quantized.bits, quantized.zero, quantized.scale)
+    grid = Grid(quantized.bits, quantized.zero, quantized.scale, quantized.spacing)
     weight, levels, scale = weight.detach().cpu(), quantized.levels.cpu(), quantized.scale
     if not weight.is_floating_point() or levels.is_floating_point() or levels.shape != weight.shape:
         raise MembershipError(
             f"levels of shape {tuple(levels.shape)} and dtype {levels.dtype} cannot stand for a "
             f"tensor of shape {tuple(weight.shape)} and dtype {weight.dtype}."
         )
-    if not 1 <= quantized.bits <= 8:
-        raise MembershipError(f"bits: {quantized.bits} is not one of 1 ... 8.")
+    most = MOST_BITS[grid.spacing]
+    if not 1 <= grid.bits <= most:
+        raise MembershipError(f"bits: {grid.bits} is not one of 1 ... {most} ({grid.spacing}).")
     if not (scale > 0 and float(np.float64(scale).astype(np.float32)) == scale < math.inf):
         raise MembershipError(f"scale: {scale} is not positive and representable in float32.")
-    if levels.numel() and int(levels.abs().max()) > uniform.largest:
-        raise MembershipError(f"levels: one exceeds {uniform.largest} ({uniform.bits} bits).")
+    largest = max(grid.magnitudes, default=0)
+    if levels.numel() and int(levels.abs().max()) > largest:
+        raise MembershipError(f"levels: one exceeds {largest} ({grid.bits} bits).")
+    if grid.spacing == "power_of_two" and bool((levels.abs() & (levels.abs() - 1)).any()):
+        raise MembershipError("levels: one is not a power of two.")
     if not torch.equal((levels.double() * scale).to(weight.dtype), weight):
         raise MembershipError("weight: it is not levels x scale; project it first.")
-    return uniform
+    return grid
 
 
-def write_values(elements: NDArray[np.signedinteger], uniform: Uniform | None) -> bytes:
+def write_values(elements: NDArray[np.signedinteger], grid: Grid | None) -> bytes:
     """Return the value stream of raw words or of levels."""
-    if uniform is None:
+    if grid is None:
         return elements.tobytes()
-    return pack(uniform.codes(elements.astype(np.int64)), uniform.bits)
+    return pack(grid.codes(elements.astype(np.int64)), grid.bits)
 
 
-def read_values(data: bytes, count: int, uniform: Uniform | None, dtype: torch.dtype) -> Words:
+def read_values(data: bytes, count: int, grid: Grid | None, dtype: torch.dtype) -> Words:
     """Return the ``count`` elements of a value stream as words.
 
     Raises:
         ArtifactError: the stream is not exactly that long, or holds a code that means nothing.
     """
-    if uniform is None:
+    if grid is None:
         if len(data) != count * dtype.itemsize:
             raise ArtifactError(f"record: {len(data)} bytes of values, expected {count} {dtype}.")
         return np.frombuffer(data, dtype=word_type(dtype))
-    codes = unpack(data, count, uniform.bits)
-    if uniform.zero and not codes.all():
+    codes = unpack(data, count, grid.bits)
+    if grid.zero and not codes.all():
         raise ArtifactError("record: a level is out of range.")
-    return uniform.table(dtype)[codes]
+    return grid.table(dtype)[codes]

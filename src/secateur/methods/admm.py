@@ -130,7 +130,7 @@ class ADMM(Method):
         self.rho = first_rho(o.rho_schedule, o.rho, o.rho_max, rung)
         self.growth = o.rho_growth or growth_factor(o.rho_schedule, o.rho, o.rho_max, updates)
         weights = self._planned()
-        self.z = self.plan.project(weights)
+        self.z = self.plan.project(weights, self.model)
         self.u = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.residuals: dict[str, float] = {}
 
@@ -178,7 +178,7 @@ class ADMM(Method):
     def update(self) -> None:
         """Do the Z-step and the U-step, then let rho grow, rescaling U to the new rho."""
         weights = self._planned()
-        z = self.plan.project({name: w + self.u[name] for name, w in weights.items()})
+        z = self.plan.project({name: w + self.u[name] for name, w in weights.items()}, self.model)
         norm = _norm(weights.values())
         primal = _norm(w - z[name] for name, w in weights.items())
         dual = _norm(z[name] - self.z[name] for name in z)
@@ -192,7 +192,7 @@ class ADMM(Method):
 
     def harden(self) -> None:
         """Project W itself, freeze its zeros and levels, and drop Z and U: W is feasible now."""
-        self.write(self.plan.project(self._planned()))
+        self.write(self.plan.project(self._planned(), self.model))
         self.z, self.u, self.residuals = {}, {}, {}
         self.support.freeze_zeros()
         self.support.freeze_levels(self.sets())

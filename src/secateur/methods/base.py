@@ -146,7 +146,7 @@ class Method(ABC):
     def projected(self) -> Iterator[None]:
         """Within this context the model holds its weights as they would be if projected now."""
         before = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.write(self.plan.project(before))
+        self.write(self.plan.project(before, self.model))
         try:
             yield
         finally:

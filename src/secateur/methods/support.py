@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.plan import Plan, Row
-from secateur.sets import ConstraintSet, Intersection, Levels
+from secateur.sets import ConstraintSet, Levels
 from secateur.sets.levels import at_scale, best_scale, nearest_levels, refine_scale
 
 
@@ -32,15 +32,15 @@ class LatentLevels:
         self.levels = levels
         self.index = weight.flatten().nonzero().squeeze(1)
         self.latent = weight.flatten()[self.index].clone()
-        self.scale = best_scale(self.latent, levels.top, levels.least)
+        self.scale = best_scale(self.latent, levels.grid)
         self.snapped = self.latent.clone()
 
     def hold(self, weight: Tensor) -> None:
         """Carry the optimizer's step over to the latent values and snap the weight again."""
         flat = weight.view(-1)
         self.latent += flat[self.index] - self.snapped
-        self.scale = refine_scale(self.latent, self.scale, self.levels.top, self.levels.least)
-        integers = nearest_levels(self.latent, self.scale, self.levels.top, self.levels.least)
+        self.scale = refine_scale(self.latent, self.scale, self.levels.grid)
+        integers = nearest_levels(self.latent, self.scale, self.levels.grid)
         self.snapped = at_scale(integers, self.scale, weight.dtype)
         flat.zero_()
         flat[self.index] = self.snapped
@@ -77,9 +77,8 @@ class FrozenSupport:
     def freeze_levels(self, sets: Mapping[str, ConstraintSet]) -> None:
         """Also keep the non-zeros of every layer whose set has levels on these levels."""
         for row in self.rows:
-            target = sets.get(row.layer)
-            levels = target.levels if isinstance(target, Intersection) else target
-            if isinstance(levels, Levels):
+            levels = sets[row.layer].split()[1] if row.layer in sets else None
+            if levels:
                 weight = self.parameters[row.parameter].detach()
                 self.latent[row.parameter] = LatentLevels(weight, levels)
 

@@ -18,11 +18,12 @@ from secateur.recipe.problems import Problems, join, kind, show
 from secateur.recipe.set_options import option_names, options_model
 from secateur.sets import SETS, ConstraintSet, Levels, Pattern, Unstructured
 
-FIXED = ("method", "set", "scope", "layers")
+FIXED = ("method", "set", "scope", "metric", "layers")
 TARGETS = ("density", "keep")
 """Two ways to say how much stays; one replaces the other."""
 DEFAULT_DENSITY = 0.1
 SCOPES = ("global", "layer")
+METRICS = ("plain", "batchnorm")
 
 SetOptions = dict[str, dict[str, Any]]
 """Options by the name of their constraint set; several sets together are an intersection."""
@@ -35,7 +36,10 @@ class Stage(BaseModel):
         method: name of the method.
         options: the method's own options, an instance of its ``Options``.
         sets: constraint sets by name, patterns first, each with its options.
-        scope: ``global`` spends one target over all layers, ``layer`` meets it in each.
+        scope: ``global`` spends one target over all layers, ``layer`` meets it in each; a set
+            other than ``unstructured``, with or without ``levels``, is always met in each.
+        metric: ``batchnorm`` compares filters by what they are worth after their BatchNorm,
+            ``plain`` as they are.
         layers: exceptions by pattern (a name, a glob or a module type): set options that replace
             those of the stage, or ``dense``.
     """
@@ -46,6 +50,7 @@ class Stage(BaseModel):
     options: SerializeAsAny[BaseModel]
     sets: SetOptions
     scope: Literal["global", "layer"] = "global"
+    metric: Literal["plain", "batchnorm"] = "plain"
     layers: dict[str, dict[str, Any] | Literal["dense"]] = {}
 
     @property
@@ -57,11 +62,13 @@ class Stage(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Return the stage as a recipe states it, with every option."""
         names = list(self.sets)
+        written = _written(self.sets, names)
+        flat = {"set": names[0] if len(names) == 1 else names, **written}
         return {
             "method": self.method,
-            "set": names[0] if len(names) == 1 else names,
-            **{key: value for options in self.sets.values() for key, value in options.items()},
+            **({"set": written} if _ambiguous(names) else flat),
             "scope": self.scope,
+            "metric": self.metric,
             "layers": dict(self.layers),
             **self.options.model_dump(mode="json"),
         }
@@ -76,7 +83,8 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
     method = _known(raw.get("method"), METHODS, join(path, "method"), "method", problems)
     names = _set_names(raw.get("set", Unstructured.name), join(path, "set"), problems)
     scope = _known(raw.get("scope", "global"), SCOPES, join(path, "scope"), "scope", problems)
-    if method is None or names is None or scope is None:
+    metric = _known(raw.get("metric", "plain"), METRICS, join(path, "metric"), "metric", problems)
+    if method is None or names is None or scope is None or metric is None:
         return None
     method_keys = METHODS[method].Options.model_fields
     for key in raw:
@@ -86,16 +94,28 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
         METHODS[method].Options, {key: raw[key] for key in raw if key in method_keys}, path
     )
     chosen = {key: raw[key] for key in raw if key in _set_keys()}
-    if Levels.name not in names and any(key in option_names(Levels.name) for key in chosen):
-        names.append(Levels.name)
-    sets = _resolve_sets(names, chosen, path, problems)
+    if isinstance(raw.get("set"), Mapping):
+        for key, value in chosen.items():
+            problems.add(
+                join(path, key),
+                f"{show(value)} stands beside a 'set' that is a map.\n"
+                f"Remedy: move it into that map, as in {names[0]}: {{{key}: {value}}}.",
+            )
+        given = _nested_options(raw["set"], join(path, "set"), problems)
+        places = {name: join(path, "set", name) for name in names}
+    else:
+        if Levels.name not in names and any(key in option_names(Levels.name) for key in chosen):
+            names.append(Levels.name)
+        given = _flat_options(names, chosen, path, problems)
+        places = dict.fromkeys(names, path)
+    sets = _checked({name: given.get(name, {}) for name in names}, places, problems)
     if len(problems.found) > before or options is None:
         return None
     layers = _parse_layers(raw.get("layers"), sets, join(path, "layers"), problems)
     if len(problems.found) > before:
         return None
     return Stage.model_construct(
-        method=method, options=options, sets=sets, scope=scope, layers=layers
+        method=method, options=options, sets=sets, scope=scope, metric=metric, layers=layers
     )
 
 
@@ -120,49 +140,92 @@ def _parse_layers(
                 where, f"{show(change)} should be 'dense' or a map such as {{density: 0.05}}."
             )
         else:
-            for key in change:
-                if key not in _set_keys():
-                    problems.unknown(where, key, _keys_of(sets))
-            own = {key: change[key] for key in change if key in _set_keys()}
-            replaced = TARGETS if any(key in TARGETS for key in own) else ()
-            kept = {
-                key: value
-                for options in sets.values()
-                for key, value in options.items()
-                if key not in replaced
-            }
-            resolved = _resolve_sets(list(sets), {**kept, **own}, where, problems)
-            layers[str(pattern)] = {
-                key: options[key] for options in resolved.values() for key in options if key in own
-            }
+            layers[str(pattern)] = _parse_change(change, sets, where, problems)
     return layers
 
 
-def _resolve_sets(
+def _parse_change(
+    change: Mapping[str, Any], sets: SetOptions, path: str, problems: Problems
+) -> dict[str, Any]:
+    """Check one exception; its options may stand alone or in a map under the name of their set."""
+    nested = {name: change[name] for name in change if name in sets}
+    for key in change:
+        if key not in nested and key not in _set_keys():
+            problems.unknown(path, key, [*_keys_of(sets), *sets] if nested else _keys_of(sets))
+    flat = {key: change[key] for key in change if key in _set_keys()}
+    own = _nested_options(nested, path, problems)
+    places = {name: join(path, name) if name in nested else path for name in sets}
+    for name, options in _flat_options(list(sets), flat, path, problems).items():
+        own.setdefault(name, {}).update(options)
+    merged = {}
+    for name, options in sets.items():
+        changed = own.get(name, {})
+        replaced = TARGETS if any(key in TARGETS for key in changed) else ()
+        kept = {key: value for key, value in options.items() if key not in replaced}
+        merged[name] = {**kept, **changed}
+    checked = _checked(merged, places, problems)
+    changes = {
+        name: {key: value for key, value in options.items() if key in own.get(name, {})}
+        for name, options in checked.items()
+    }
+    return _written({name: options for name, options in changes.items() if options}, sets)
+
+
+def _nested_options(raw: Mapping[str, Any], path: str, problems: Problems) -> SetOptions:
+    """Take options from a map by set; a set without any may stand with nothing after it."""
+    for name, options in raw.items():
+        if not isinstance(options, Mapping | None):
+            problems.not_a_map(join(path, name), options, option_names(name))
+    return {name: dict(each) for name, each in raw.items() if isinstance(each, Mapping)}
+
+
+def _flat_options(
     names: Sequence[str], chosen: Mapping[str, Any], path: str, problems: Problems
 ) -> SetOptions:
-    """Hand each option to its set, and check it by building the set."""
-    for key in chosen:
-        if key not in _keys_of(names):
-            owner = next(name for name in SETS if key in option_names(name))
+    """Hand each option to the one set that it can belong to."""
+    given: SetOptions = {name: {} for name in names}
+    for key, value in chosen.items():
+        owners = [name for name in names if key in option_names(name)]
+        if len(owners) == 1:
+            given[owners[0]][key] = value
+        elif owners:
+            example = ", ".join(f"{name}: {{{key}: {value}}}" for name in owners)
             problems.add(
                 join(path, key),
-                f"{show(chosen[key])} is an option of {owner}, not of {' and '.join(names)}.\n"
-                f"Remedy: remove it, or add {owner} to the 'set' of the stage.",
+                f"{show(value)} could be of {' or of '.join(owners)}.\n"
+                f"Remedy: say of which in a map by set: {{{example}}}.",
             )
-    if all(key in chosen for key in TARGETS):
-        first, second = TARGETS
-        problems.add(
-            join(path, second),
-            f"{show(chosen[second])} stands beside {first}: {show(chosen[first])}; give only one.",
-        )
-        return {}
+        else:
+            others = [name for name in SETS if key in option_names(name)]
+            problems.add(
+                join(path, key),
+                f"{show(value)} is an option of {', '.join(others)}, not of {' and '.join(names)}."
+                f"\nRemedy: remove it, or name {'one of these' if others[1:] else others[0]} "
+                "in the 'set' of the stage.",
+            )
+    return given
+
+
+def _checked(given: SetOptions, places: Mapping[str, str], problems: Problems) -> SetOptions:
+    """Check the options of each set, which stand at its place, by building the set."""
     sets: SetOptions = {}
-    for name in names:
-        options = {key: value for key, value in chosen.items() if key in option_names(name)}
-        if set(TARGETS) <= set(option_names(name)) and not any(key in options for key in TARGETS):
-            options["density"] = DEFAULT_DENSITY
-        checked = problems.validate(options_model(name), options, path)
+    for name, options in given.items():
+        path, model = places[name], options_model(name)
+        unknown = [key for key in options if key not in model.model_fields]
+        for key in unknown:
+            problems.unknown(path, key, model.model_fields)
+        if unknown:
+            continue
+        if all(key in options for key in TARGETS):
+            (_, first), (key, second) = ((key, options[key]) for key in TARGETS)
+            problems.add(
+                join(path, key),
+                f"{show(second)} stands beside {TARGETS[0]}: {show(first)}; give only one.",
+            )
+            continue
+        if set(TARGETS) <= set(model.model_fields) and not any(key in options for key in TARGETS):
+            options = {"density": DEFAULT_DENSITY, **options}
+        checked = problems.validate(model, options, path)
         if checked is None:
             continue
         sets[name] = {key: getattr(checked, key) for key in options}
@@ -177,19 +240,22 @@ def _resolve_sets(
 def _set_names(raw: Any, path: str, problems: Problems) -> list[str] | None:
     """Check the names of sets and put patterns before levels, as intersections want them."""
     names = [raw] if isinstance(raw, str) else raw
-    if not isinstance(names, list | tuple) or not names:
-        problems.add(path, f"{show(raw)} should be a name or a list of names: {', '.join(SETS)}.")
+    if not isinstance(names, list | tuple | Mapping) or not names:
+        problems.add(
+            path,
+            f"{show(raw)} should be a name, a list of names, or a map of names to options: "
+            f"{', '.join(SETS)}.",
+        )
         return None
     checked = [_known(name, SETS, path, "constraint set", problems) for name in names]
     if None in checked:
         return None
-    patterns = [name for name in names if issubclass(SETS[name], Pattern)]
-    values = [name for name in names if name not in patterns]
-    for group, what in ((patterns, "patterns"), (values, "sets of levels")):
-        if len(group) > 1:
-            problems.add(path, f"{show(names)} names two {what}; a stage takes one.")
+    for name in names:
+        if list(names).count(name) > 1:
+            problems.add(path, f"{show(raw)} names {name} twice; a stage takes one of each.")
             return None
-    return patterns + values
+    patterns = [name for name in names if issubclass(SETS[name], Pattern)]
+    return patterns + [name for name in names if name not in patterns]
 
 
 def _known(
@@ -212,3 +278,16 @@ def _set_keys() -> set[str]:
 
 def _keys_of(names: Iterable[str]) -> list[str]:
     return [key for name in names for key in option_names(name)]
+
+
+def _ambiguous(names: Iterable[str]) -> bool:
+    """Say whether two of these sets have an option of the same name."""
+    keys = _keys_of(names)
+    return len(set(keys)) < len(keys)
+
+
+def _written(given: SetOptions, names: Iterable[str]) -> dict[str, Any]:
+    """Return options as a stage of these sets states them: flat where that is clear."""
+    if _ambiguous(names):
+        return {name: dict(options) for name, options in given.items()}
+    return {key: value for options in given.values() for key, value in options.items()}

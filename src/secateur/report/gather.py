@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.codec import Storage
 from secateur.cost import inspect
 from secateur.plan import Row
-from secateur.sets import ConstraintSet, Intersection, Levels
+from secateur.sets import ConstraintSet
 
 FLOAT_BITS = 32
 
@@ -132,5 +132,5 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def _bits(target: ConstraintSet | None) -> int:
-    levels = target.levels if isinstance(target, Intersection) else target
-    return levels.bits if isinstance(levels, Levels) else FLOAT_BITS
+    levels = target.split()[1] if target else None
+    return levels.bits if levels else FLOAT_BITS

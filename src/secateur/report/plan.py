@@ -16,6 +16,8 @@ def plan_table(plan: Plan, title: str) -> Table:
         becomes = str(row.set) if row.set else row.note
         if row.pooled:
             becomes += " (shared)"
+        if row.norm:
+            becomes += f", filters weighed by {row.norm}"
         shape = "x".join(map(str, row.shape))
         table.add_row(row.layer, row.kind, shape, f"{row.weights:,}", becomes)
     if plan.keep:

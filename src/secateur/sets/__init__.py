@@ -1,12 +1,30 @@
 """Constraint sets: what a compressed weight tensor may look like.
 
-A pattern says where zeros are (``Unstructured``), levels say which values there are (``Levels``),
-and ``pattern & levels`` is both at once.
+Patterns say where zeros are (``Unstructured``; ``Filter``, ``Channel``, ``Column``, ``Kernel`` and
+``Block`` in groups), levels say which values there are (``Levels``), and ``pattern & levels``, or
+``pattern & pattern & levels``, is all of it at once.
 """
 
 from secateur.sets.base import SETS, ConstraintSet, Pattern
-from secateur.sets.intersection import Intersection
+from secateur.sets.counted import Counted
+from secateur.sets.intersection import Intersection, join
 from secateur.sets.levels import Levels
+from secateur.sets.structured import Block, Channel, Column, Filter, Grouped, Kernel
 from secateur.sets.unstructured import Unstructured
 
-__all__ = ["SETS", "ConstraintSet", "Intersection", "Levels", "Pattern", "Unstructured"]
+__all__ = [
+    "SETS",
+    "Block",
+    "Channel",
+    "Column",
+    "ConstraintSet",
+    "Counted",
+    "Filter",
+    "Grouped",
+    "Intersection",
+    "Kernel",
+    "Levels",
+    "Pattern",
+    "Unstructured",
+    "join",
+]

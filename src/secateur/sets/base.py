@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from secateur.codec import Quantized, Storage
 from secateur.errors import MembershipError, NonFiniteError, SecateurError
 
 if TYPE_CHECKING:
-    from secateur.sets.intersection import Intersection
+    from secateur.sets.levels import Levels
 
 SETS: dict[str, type[ConstraintSet]] = {}
 """Constraint sets by the name a recipe uses."""
@@ -32,23 +34,28 @@ class ConstraintSet(ABC):
 
     name: ClassVar[str]
 
-    def project(self, weight: Tensor) -> Tensor:
+    def project(self, weight: Tensor, metric: Tensor | None = None) -> Tensor:
         """Return the member nearest to ``weight`` in the Euclidean norm.
 
         Ties go to the lower index. The input is never written to; a member is returned bit for bit.
 
         Args:
             weight: floating point, any shape; dimension 0 counts outputs (OIHW for convolutions).
+            metric: how much the squared distance of each element counts, non-negative,
+                broadcastable to ``weight``; by default all the same. It decides what patterns
+                keep; the scale of levels is always the best in the Euclidean norm.
 
         Raises:
             NonFiniteError: ``weight`` holds NaN or infinity.
+            SecateurError: ``metric`` does not fit or is not finite and non-negative.
         """
         require_finite(weight)
-        return self._project(weight.detach())
+        weight = weight.detach()
+        return self._project(weight, None if metric is None else _checked(metric, weight))
 
     @abstractmethod
-    def _project(self, weight: Tensor) -> Tensor:
-        """Project a finite, detached weight; must not write to it."""
+    def _project(self, weight: Tensor, metric: Tensor | None) -> Tensor:
+        """Project a finite, detached weight; must not write to it. ``metric`` is float64."""
 
     @abstractmethod
     def contains(self, weight: Tensor) -> bool:
@@ -85,18 +92,37 @@ class ConstraintSet(ABC):
         self._require_member(weight)
         return codec.storage(weight, self.quantized(weight))
 
-    def __and__(self, other: ConstraintSet) -> Intersection:
-        """Return the intersection of two sets, ``pattern & levels``.
+    @abstractmethod
+    def split(self) -> tuple[tuple[Pattern, ...], Levels | None]:
+        """Return the patterns and the levels that this set is the intersection of."""
+
+    def relaxed(self, shape: Sequence[int], exponent: float) -> ConstraintSet | None:
+        """Return an easier set on the way to this one: density ``d`` becomes ``d ** exponent``.
+
+        Levels are dropped; None if nothing is left then.
+
+        Args:
+            shape: of the weight.
+            exponent: in [0, 1].
+        """
+        return None
+
+    def changed(self, **options: Any) -> ConstraintSet:
+        """Return this set with other options."""
+        return replace(self, **options)  # type: ignore[type-var]
+
+    def __and__(self, other: ConstraintSet) -> ConstraintSet:
+        """Return the intersection of two sets: patterns in the order given, then levels.
 
         Raises:
-            SecateurError: the left side is not a pattern, or the right side not levels.
+            SecateurError: something follows levels.
         """
-        from secateur.sets.intersection import Intersection
-        from secateur.sets.levels import Levels
+        from secateur.sets.intersection import join
 
-        if isinstance(self, Pattern) and isinstance(other, Levels):
-            return Intersection(self, other)
-        raise SecateurError(f"cannot join {self} & {other}: give a pattern, then levels.")
+        (first, levels), (second, last) = self.split(), other.split()
+        if levels is not None:
+            raise SecateurError(f"cannot join {self} & {other}: give patterns first, then levels.")
+        return join((*first, *second), last)
 
     def _require_member(self, weight: Tensor) -> None:
         if not self.contains(weight):
@@ -107,7 +133,8 @@ class Pattern(ConstraintSet):
     """A constraint set about zeros: it says which supports (sets of non-zeros) are allowed."""
 
     elementwise: ClassVar[bool] = False
-    """Whether every subset of an allowed support is allowed too, so any element may be dropped."""
+    """Whether any single element of an allowed support may be dropped. If not, an element that is
+    kept and has to be on levels without zero is not zero."""
 
     @abstractmethod
     def support(self, gain: Tensor) -> Tensor:
@@ -118,9 +145,42 @@ class Pattern(ConstraintSet):
                 the element is kept instead of zeroed. For free values that is ``weight ** 2``.
         """
 
-    def _project(self, weight: Tensor) -> Tensor:
-        keep = self.support(weight.double().square())
+    def cover(self, support: Tensor) -> Tensor:
+        """Return the support with everything that is kept or dropped together with part of it."""
+        return support
+
+    def relaxed(self, shape: Sequence[int], exponent: float) -> Pattern:
+        """Return an easier pattern; this one where there is no share to raise."""
+        return self
+
+    def split(self) -> tuple[tuple[Pattern, ...], Levels | None]:
+        """Return this pattern and no levels."""
+        return (self,), None
+
+    def _project(self, weight: Tensor, metric: Tensor | None) -> Tensor:
+        keep = self.support(energy(weight, metric))
         return torch.where(keep, weight, torch.zeros_like(weight))
+
+
+def energy(weight: Tensor, metric: Tensor | None) -> Tensor:
+    """Return by how much the squared distance falls when an element is kept, in float64."""
+    square = weight.double().square()
+    return square if metric is None else square * metric
+
+
+def _checked(metric: Tensor, weight: Tensor) -> Tensor:
+    """Return the metric as float64 on the weight's device."""
+    metric = metric.detach().to(weight.device, torch.float64)
+    try:
+        metric.expand_as(weight)
+    except RuntimeError as error:
+        raise SecateurError(
+            f"metric: its shape {tuple(metric.shape)} cannot be broadcast to that of the weight, "
+            f"{tuple(weight.shape)}."
+        ) from error
+    if not bool((torch.isfinite(metric) & (metric >= 0)).all()):
+        raise SecateurError("metric: it holds a number that is negative or not finite.")
+    return metric
 
 
 def require_finite(weight: Tensor) -> None:

@@ -1,0 +1,51 @@
+"""How much each filter of a layer counts when a BatchNorm rescales its output.
+
+Such a filter may have any norm: the BatchNorm divides by the deviation of its output and multiplies
+by gamma. What reaches the next layer is the filter times gamma / sqrt(var + eps), so filters are
+compared by that product, and squared distances are weighed by its square.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def following(model: nn.Module) -> dict[str, str]:
+    """Return the BatchNorm that directly follows a layer, both by name.
+
+    The rule: both are children of the same module, the norm is registered right after the layer, it
+    keeps running statistics, and it has one feature for each output of the layer. What ``forward``
+    does is not looked at, so the plan shows each pair that was found.
+    """
+    found = {}
+    for name, parent in model.named_modules():
+        prefix = f"{name}." if name else ""
+        for (first, layer), (second, norm) in itertools.pairwise(parent.named_children()):
+            weight = getattr(layer, "weight", None)
+            if (
+                isinstance(norm, _BatchNorm)
+                and norm.running_var is not None
+                and isinstance(weight, Tensor)
+                and weight.dim() > 1
+                and len(weight) == norm.num_features
+            ):
+                found[prefix + first] = prefix + second
+    return found
+
+
+def metric(norm: nn.Module, dimensions: int) -> Tensor:
+    """Return gamma^2 / (var + eps) as it is now, of shape (outputs, 1, ...).
+
+    Args:
+        norm: a BatchNorm with running statistics; without gamma that is 1.
+        dimensions: of the weight that it follows.
+    """
+    assert isinstance(norm, _BatchNorm)
+    assert norm.running_var is not None
+    scale = 1 / (norm.running_var.double() + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight.detach().double().square()
+    return scale.view(-1, *[1] * (dimensions - 1))
