@@ -152,6 +152,7 @@ def inspect(
 ) -> None:
     """Show what a network costs: parameters, MACs, BOPs and bytes, by layer and in total."""
     from secateur import cost
+    from secateur.artifact.architecture import Architecture
     from secateur.cli import tables
     from secateur.cli.target import example_input, open_target
     from secateur.report.terminal import cost_table
@@ -169,7 +170,7 @@ def inspect(
         return
     console = tables.console()
     if opened.header:
-        tables.print_header(opened.header, console)
+        tables.print_header(opened.header, Architecture.of(opened.model).tensors, console)
     console.print(cost_table(measured, target))
 
 

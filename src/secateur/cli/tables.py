@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -20,13 +21,18 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=PIPE_WIDTH)
 
 
-def print_header(header: Header, console: Console) -> None:
-    """Print what a packed file says of itself."""
+def print_header(header: Header, names: Iterable[str], console: Console) -> None:
+    """Print what a packed file says of itself, and how each of the named tensors is coded."""
     console.print(
         f"packed file: {header.file:,} bytes, format {header.version}, "
         f"architecture {header.reference or 'not named'}",
         highlight=False,
     )
+    table = Table("stored tensor", "bytes", "coded as", box=None, padding=(0, 2))
+    for name, entry in zip(names, header.entries, strict=True):
+        table.add_row(escape(name), f"{entry.bytes:,}", escape(entry.coder))
+    console.print(table)
+    console.print()
 
 
 def header_dict(header: Header) -> dict[str, Any]:
