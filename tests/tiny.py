@@ -36,7 +36,7 @@ def train(
         (loss + method.penalty()).backward()
         optimizer.step()
         optimizer.zero_grad()
-        method.step()
+        method.step(optimizer.param_groups[0]["lr"])
 
 
 def digits_network() -> nn.Module:

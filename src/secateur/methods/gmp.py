@@ -77,9 +77,7 @@ class GMP(Method):
         o = self.options
         return (
             Phase("gmp", o.epochs, o.lr),
-            Phase(
-                "retrain", o.retrain_epochs, o.retrain_lr, distill=o.distill, average=o.average
-            ),
+            Phase("retrain", o.retrain_epochs, o.retrain_lr, distill=o.distill, average=o.average),
         )
 
     def begin(self, phase: Phase, steps: int) -> None:
