@@ -254,6 +254,16 @@ def test_relaxing_moves_the_budget_geometrically_and_leaves_levels_to_the_end() 
     assert build_plan(lenet5(), Levels(4)).relaxed(0.5).compressed == ()
 
 
+def test_without_levels_only_zeros_are_planned() -> None:
+    both = build_plan(
+        lenet5(), Unstructured(density=0.01) & Levels(4), layers={"fc2": {"density": 0.5}}
+    )
+    zeros = build_plan(lenet5(), Unstructured(density=0.01), layers={"fc2": {"density": 0.5}})
+    assert both.without_levels() == zeros
+    assert zeros.without_levels() == zeros
+    assert build_plan(lenet5(), Levels(4)).without_levels().compressed == ()
+
+
 def test_levels_after_pruning_keep_the_zeros() -> None:
     model = lenet5()
     plan = build_plan(model, Levels(3))

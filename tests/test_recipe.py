@@ -15,8 +15,11 @@ from typer.testing import CliRunner
 
 from secateur import cli
 from secateur.errors import RecipeError
+from secateur.methods import METHODS
 from secateur.plan import build_plan
-from secateur.recipe import Recipe, load_recipe
+from secateur.recipe import load_recipe
+from secateur.recipe.stage import Stage
+from secateur.reference import build
 from secateur.sets import Block, Column, Filter, Levels, Unstructured
 from secateur.zoo import lenet5
 
@@ -159,11 +162,37 @@ def test_a_map_of_sets_can_be_overridden_key_by_key(recipe_file: Path) -> None:
     assert recipe.stages[0].target == Column(density=0.2) & Filter(density=0.4)
 
 
-def test_shipped_recipes_are_valid() -> None:
-    shipped = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
-    assert len(shipped) >= 3
-    for path in shipped:
-        assert isinstance(load_recipe(path), Recipe)
+SHIPPED = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+BASELINES = [path for path in SHIPPED if path.stem.endswith("-gmp")]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_fit_their_models(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    model = build(recipe.model, recipe.model_args)
+    for stage in recipe.stages:
+        plan = build_plan(
+            model, stage.target, scope=stage.scope, layers=stage.layers, metric=stage.metric
+        )
+        assert plan.compressed
+        METHODS[stage.method](plan, **stage.options.model_dump()).attach(model)
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
+def test_the_baseline_gets_the_same_training(path: Path) -> None:
+    baseline = load_recipe(path)
+    other = load_recipe(path.with_name(path.name.replace("-gmp", "-admm")))
+    assert baseline.train == other.train
+    assert [epochs(stage) for stage in baseline.stages] == [epochs(s) for s in other.stages]
+    assert [stage.sets for stage in baseline.stages] == [stage.sets for stage in other.stages]
+
+
+def epochs(stage: Stage) -> tuple[int, int]:
+    """Return the epochs of a stage's training into its sets, and of its retraining."""
+    phases = METHODS[stage.method](stage.target, **stage.options.model_dump()).phases()
+    split = [sum(p.epochs for p in phases if (p.name == "retrain") == late) for late in (0, 1)]
+    return split[0], split[1]
 
 
 STAGE = "stages.0."

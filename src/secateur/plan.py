@@ -132,6 +132,18 @@ class Plan:
 
         return replace(self, rows=tuple(narrowed(row) for row in self.rows))
 
+    def without_levels(self) -> Plan:
+        """Return the plan of zeros alone, for methods that prune first and quantize later."""
+
+        def pruned(row: Row) -> Row:
+            patterns, levels = row.set.split() if row.set else ((), None)
+            if patterns:
+                return replace(row, set=join(patterns, None))
+            late = "values are quantized later"
+            return replace(row, set=None, note=late if levels else row.note)
+
+        return replace(self, rows=tuple(pruned(row) for row in self.rows))
+
     def relaxed(self, exponent: float) -> Plan:
         """Return an easier plan on the way to this one: density ``d`` becomes ``d ** exponent``.
 

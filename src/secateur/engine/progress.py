@@ -55,4 +55,6 @@ class Progress:
             parts.append(
                 f"primal {entry['primal']:.3f} dual {entry['dual']:.3f} rho {entry['rho']:.2g}"
             )
+        if "density" in entry:
+            parts.append(f"density {entry['density']:.2%}")
         self.console.print("  ".join(parts), highlight=False)

@@ -2,5 +2,6 @@
 
 from secateur.methods.admm import ADMM
 from secateur.methods.base import METHODS, Method, MethodOptions, Phase
+from secateur.methods.gmp import GMP
 
-__all__ = ["ADMM", "METHODS", "Method", "MethodOptions", "Phase"]
+__all__ = ["ADMM", "GMP", "METHODS", "Method", "MethodOptions", "Phase"]

@@ -199,7 +199,7 @@ class ADMM(Method):
 
     def finalize(self) -> nn.Module:
         """Project onto the full target if training has not yet ended there; return the model."""
-        if self.z:
+        if self.z or self.exponent != 1:
             self.plan = self.full_plan
             self.harden()
         return self.model
