@@ -23,7 +23,7 @@ from secateur.engine.progress import Progress
 from secateur.engine.trainer import Segment, Trainer
 from secateur.errors import RecipeError, SecateurError
 from secateur.files import atomic
-from secateur.finish import dense_copy, finish, load_dense, save_dense
+from secateur.finish import dense_copy, finish, load_dense, save_dense, settle
 from secateur.methods import METHODS, Phase
 from secateur.plan import Plan, build_plan
 from secateur.recipe import Recipe, load_recipe
@@ -120,8 +120,9 @@ def compress(
         teacher=lambda: dense_copy(task.model, checkpoints),
     )
     trainer.run(_segments(recipe, plans), resume, after)
+    settled = settle(task.model, plans)
     if main:
-        report = finish(task, recipe, plans, trainer, folder)
+        report = finish(task, recipe, settled, trainer, folder)
         report["seconds"] = time.perf_counter() - started
         validate(report)
         with atomic(folder / REPORT) as temporary:
@@ -129,7 +130,7 @@ def compress(
         write_html(report, folder / "report.html")
         print_report(report, console)
     accelerator.wait_for_everyone()
-    return Result(folder, json.loads((folder / REPORT).read_text()), task.model.eval())
+    return Result(folder, json.loads((folder / REPORT).read_text()), task.model)
 
 
 def _completed(recipe: Any, task: Task | None) -> Any:

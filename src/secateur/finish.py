@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +85,32 @@ def final_sets(model: nn.Module, plans: Sequence[Plan]) -> dict[str, ConstraintS
     return sets
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What a trained network has become.
+
+    Attributes:
+        rows: one per layer of the model.
+        sets: by layer, the set its weight is a member of.
+        quantized: by tensor name, the levels and the scale of weights and biases.
+    """
+
+    rows: Sequence[Row]
+    sets: Mapping[str, ConstraintSet]
+    quantized: Mapping[str, Quantized]
+
+
 @torch.no_grad()
-def settle(
-    model: nn.Module, rows: Sequence[Row], sets: Mapping[str, ConstraintSet]
-) -> dict[str, Quantized]:
+def settle(model: nn.Module, plans: Sequence[Plan]) -> Settled:
     """Round scales to float16 and biases of compressed layers to 8 bits, in place.
 
-    A weight with another scale is still a member of its set. Returns what is quantized, by name.
+    A weight with another scale is still a member of its set.
+
+    Raises:
+        MembershipError: a weight is not in its set.
     """
+    model.cpu().eval()
+    rows, sets = plans[0].rows, final_sets(model, plans)
     parameters = dict(model.named_parameters())
     quantized: dict[str, Quantized] = {}
     for row in rows:
@@ -106,7 +124,7 @@ def settle(
                 quantized[name] = _rounded(levels)
                 weight = parameters[name]
                 weight.copy_(at_scale(levels.levels, quantized[name].scale, weight.dtype))
-    return quantized
+    return Settled(rows, sets, quantized)
 
 
 def _rounded(levels: Quantized) -> Quantized:
@@ -117,22 +135,18 @@ def _rounded(levels: Quantized) -> Quantized:
 
 
 def finish(
-    task: Task, recipe: Recipe, plans: Sequence[Plan], trainer: Trainer, folder: Path
+    task: Task, recipe: Recipe, settled: Settled, trainer: Trainer, folder: Path
 ) -> dict[str, Any]:
-    """Write the artifacts of a trained network, check them, and return the report.
+    """Write the artifacts of a settled network, check them, and return the report.
 
     Raises:
-        MembershipError: a weight is not in its set.
         ParityError: an artifact does not compute what the trained network computes.
     """
-    model = task.model.cpu().eval()
-    sets = final_sets(model, plans)
-    rows = plans[0].rows
-    quantized = settle(model, rows, sets)
+    model = task.model
     size = packed.save(
         folder / PACKED,
         model,
-        quantized,
+        settled.quantized,
         reference=task.reference,
         arguments=task.arguments,
         metadata=task.metadata,
@@ -156,7 +170,7 @@ def finish(
         "compressed": mean_score(task, task.validation),
     }
     parity = compare({name: result[0] for name, result in logits.items()})
-    layers = gather.layers(model, task.example_input, rows, sets, size.tensors)
+    layers = gather.layers(model, task.example_input, settled.rows, settled.sets, size.tensors)
     storage = gather.storage(layers, dense, size.file, folder / ONNX)
     cost = gather.cost(layers)
     return {
