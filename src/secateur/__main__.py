@@ -1,4 +1,4 @@
-"""``python -m secateur``, which is also what ``accelerate launch -m secateur`` runs."""
+"""``python -m secateur``, which is also what a launcher of several processes runs."""
 
 from secateur.cli import main
 

@@ -95,7 +95,7 @@ class Trainer:
         folder: where checkpoints are kept.
         identity: what the run was asked; a checkpoint of another request is refused.
         progress: where progress is shown.
-        accelerator: devices and processes, as ``accelerate launch`` set them up.
+        accelerator: devices and processes, as their launcher set them up.
         teacher: returns the trained dense network, for phases that distil from it.
     """
 

@@ -50,7 +50,7 @@ class FrozenSupport:
     """Holds the planned weights of a model, and the biases of their dead outputs, in place.
 
     Args:
-        plan: whose rows are to be held once :meth:`freeze` is called.
+        plan: whose rows are to be held once they are frozen.
         model: the network, changed in place.
     """
 
