@@ -19,7 +19,7 @@ def move(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     activation = tracer.activations[place]
     if call.get("train") or (packet in ops.SELECTIONS and _selects(packet, call, activation)):
         return False
-    positions = _positions(activation).expand(activation.shape)
+    positions = _positions(activation).expand(activation.shape).contiguous()
     arguments = [positions if isinstance(a, fx.Node) else a for a in node.args]
     if packet in ops.IDENTITIES:
         moved: Any = positions

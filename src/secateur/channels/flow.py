@@ -83,6 +83,8 @@ class Flow:
 
     def _mark(self, found: dict[str, Tensor], layer: Layer, rows: Tensor, columns: Tensor) -> None:
         weight = self.weights[layer.weight]
-        mask = layer.mask(rows.to(weight.device), columns.to(weight.device), weight.shape)
+        mask = layer.mask(
+            rows.to(weight.device), columns.to(weight.device), weight.shape
+        ).contiguous()
         known = found.get(layer.weight)
         found[layer.weight] = mask if known is None else known & mask

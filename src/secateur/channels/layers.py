@@ -31,21 +31,21 @@ def layer(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
         tracer.ties.pin(activation.labels, f"{title(node)} reads single positions")
     made = tracer.ties.fresh((shape[0],))
     owner = tracer.parameter(weight)
-    home = tracer.module(weight, (nn.Linear, *CONVOLUTIONS))
+    homes = [name for name, _ in tracer.modules(weight, (nn.Linear, *CONVOLUTIONS))]
     for name, labels in (("in", given), ("out", made)):
         if labels is None:
             continue
         tracer.side(owner, name, labels)
-        if home is None:
+        if not homes:
             tracer.ties.pin(labels, f"{title(node)} has a weight of no layer of its own")
-        else:
-            tracer.sides[home[0], name] = labels
+        for home in homes:
+            tracer.sides[home, name] = labels
     _tie_groups(tracer.ties, given, made, groups)
     step = Layer(
         node.name,
         (tracer.place(call["input"]),),
         tuple(shape[0] if d == dim else 1 for d in range(ndim)),
-        module=home[0] if home else "",
+        module=homes[0] if homes else "",
         weight=tracer.tensors[weight],
         bias=tracer.tensors[bias] if bias is not None else None,
         width=width,
@@ -85,15 +85,15 @@ def _tie_groups(ties: Ties, given: Tensor | None, made: Tensor, groups: int) -> 
 def norm(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     """Batch normalization with running statistics: one scale and shift for each channel."""
     mean, place = call["running_mean"], tracer.place(call["input"])
-    home = tracer.module(mean, NORMS)
-    if home is None or call["training"]:
+    homes = tracer.modules(mean, NORMS)
+    if len(homes) != 1 or call["training"]:
         return False
     activation = tracer.activations[place]
     labels = activation.vector(1, mean.meta["val"].shape[0])
     if labels is None:
         return False
-    tracer.side(home[1], "out", labels)
-    tracer.sides[home[0], "out"] = labels
+    tracer.side(homes[0][1], "out", labels)
+    tracer.sides[homes[0][0], "out"] = labels
     step = Norm(
         node.name,
         (place,),
@@ -111,8 +111,8 @@ def norm(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
 def slope(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     """PReLU: one slope for all channels, or one for each."""
     weight, place = call["weight"], tracer.place(call["self"])
-    home = tracer.module(weight, (nn.PReLU,))
-    if home is None:
+    homes = tracer.modules(weight, (nn.PReLU,))
+    if len(homes) != 1:
         return False
     activation = tracer.activations[place]
     size = weight.meta["val"].shape[0]
@@ -120,8 +120,8 @@ def slope(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
         labels = activation.vector(1, size)
         if labels is None:
             return False
-        tracer.side(home[1], "out", labels)
-        tracer.sides[home[0], "out"] = labels
+        tracer.side(homes[0][1], "out", labels)
+        tracer.sides[homes[0][0], "out"] = labels
     step = Slope(node.name, (place,), activation.profile, tracer.tensors[weight])
     tracer.add(node, step, activation.labels)
     return True

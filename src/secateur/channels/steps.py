@@ -108,7 +108,7 @@ class Pointwise(Step):
             zero = zero | (emission.constant & (emission.value == 0))
         if self.product:
             value, constant = value.masked_fill(zero, 0.0), constant | zero
-        return Emission.of(constant, value.expand(self.profile))
+        return Emission.of(constant & value.isfinite(), value.expand(self.profile))
 
     def backward(
         self, read: Tensor, inputs: Sequence[Emission], weights: Weights, folded: bool

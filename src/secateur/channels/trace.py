@@ -99,7 +99,7 @@ class Tracer:
         self._first_use: dict[tuple[int, str], Tensor] = {}
         self._raw: set[int] = set()
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._modules = {id(module): name for name, module in model.named_modules()}
+        self._modules: list[tuple[str, nn.Module]] = list(model.named_modules())
 
     def run(self, program: torch.export.ExportedProgram) -> None:
         """Walk the graph of an exported program of the model."""
@@ -111,14 +111,19 @@ class Tracer:
             if node.op == "placeholder":
                 if (name := names.get(node.name)) is not None:
                     self.tensors[node] = canonical.get(id(self._parameters.get(name)), name)
-                self.add(node, Step(node.name, (), (1,) * getattr(node.meta["val"], "ndim", 0)))
+                self._source(node)
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
                 self.outputs = self.inputs(node)
+            else:
+                self._source(node)
         for index in self.outputs:
             self.ties.pin(self.activations[index].labels, "the model returns it")
         self._settle()
+
+    def _source(self, node: fx.Node) -> None:
+        self.add(node, Step(node.name, (), (1,) * getattr(node.meta.get("val"), "ndim", 0)))
 
     def _call(self, node: fx.Node) -> None:
         function: Any = node.target
@@ -140,7 +145,7 @@ class Tracer:
         if schema is not None and isinstance(first, fx.Node):
             if packet in ops.MOVES or any(r.alias_info is not None for r in schema.returns):
                 self._join_family(node, first)
-            if schema.is_mutable and labelled:
+            if schema.is_mutable:
                 self._mutate(node, first)
 
     # -- what handlers use ---------------------------------------------------------------------
@@ -175,13 +180,14 @@ class Tracer:
         )
         return len(self.steps) - 1
 
-    def module(self, node: Any, types: tuple[type, ...]) -> tuple[str, nn.Module] | None:
-        """Return the module of these types whose weight or running mean a node is."""
+    def modules(self, node: Any, types: tuple[type, ...]) -> list[tuple[str, nn.Module]]:
+        """Return the modules of these types whose weight or running mean a node is."""
         owner, _, leaf = self.tensors.get(node, "").rpartition(".")
         if node not in self.tensors or leaf not in ("weight", "running_mean"):
-            return None
-        module = self.model.get_submodule(owner)
-        return (self._modules[id(module)], module) if isinstance(module, types) else None
+            return []
+        tensor = getattr(self.model.get_submodule(owner), leaf)
+        pairs = [pair for pair in self._modules if isinstance(pair[1], types)]
+        return [(name, module) for name, module in pairs if getattr(module, leaf) is tensor]
 
     def side(self, owner: object, name: str, labels: Tensor) -> None:
         """Tie the labels of one side of a weight or module to those of its other uses."""
@@ -216,20 +222,16 @@ class Tracer:
         """After an operator in place its argument is its result; other views are not followed."""
         result = self._places[node]
         for relative in self._families[self._roots[changed]]:
-            if relative in (node, changed) or not any(
-                self._order[user] > self._order[node] for user in relative.users
-            ):
-                continue
+            later = any(self._order[user] > self._order[node] for user in relative.users)
             place = self._places[relative]
-            for index in place if isinstance(place, list) else [place]:
-                self.ties.pin(self.activations[index].labels, f"{title(node)} changes a view of it")
-            assert isinstance(result, int)
-            self.ties.pin(self.activations[result].labels, f"{title(node)} changes a view")
-            inputs = (*(place if isinstance(place, list) else [place]), result)
+            if relative in (node, changed) or not later or isinstance(place, list):
+                continue
+            for index in (place, *self.inputs(node)):
+                labels = self.activations[index].labels
+                self.ties.pin(labels, f"{title(node)} changes a view of it in place")
             value = relative.meta["val"]
-            if not isinstance(place, list):
-                step = Step(relative.name, inputs, (1,) * value.ndim)
-                self._places[relative] = self._append(step, None, value)
+            step = Step(relative.name, (place, *self.inputs(node)), (1,) * value.ndim)
+            self._places[relative] = self._append(step, None, value)
         self._places[changed] = result
 
     def _settle(self) -> None:
