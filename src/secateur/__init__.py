@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from secateur._version import __version__
 
 if TYPE_CHECKING:
-    from secateur import methods, sets
+    from secateur import channels, methods, sets
     from secateur.artifact.onnx import export_onnx
     from secateur.artifact.packed import load
     from secateur.compression import Result, compress
@@ -35,6 +35,7 @@ __all__ = [
     "Task",
     "__version__",
     "build_plan",
+    "channels",
     "compress",
     "export_onnx",
     "inspect",
@@ -60,7 +61,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("methods", "sets"):
+    if name in ("channels", "methods", "sets"):
         return importlib.import_module(f"secateur.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -34,6 +34,10 @@ class ParityError(SecateurError):
     """An artifact does not compute what the trained model computes."""
 
 
+class ChannelError(SecateurError):
+    """A network cannot be traced, or a compaction plan does not fit it."""
+
+
 class MissingDependencyError(SecateurError):
     """An optional package is needed for what was asked; the message gives the install command."""
 
