@@ -273,3 +273,35 @@ def test_levels_after_pruning_keep_the_zeros() -> None:
     projected = narrowed.project(weights_of(model, plan))
     assert int(projected["fc1.weight"][:, 3:].count_nonzero()) == 0
     assert int(projected["conv1.weight"].count_nonzero()) == 500
+
+
+def test_path_aware_budgets_go_to_weights_that_matter() -> None:
+    torch.manual_seed(0)
+    model, example = lenet5(), torch.zeros(1, 1, 28, 28)
+    nn.init.constant_(model.fc1.bias, 9.0)  # every ReLU fires, so gradients show every path
+    target = Unstructured(density=0.5)
+    counts = {"conv1": 90, "conv2": 560, "fc1": 440, "fc2": 147}
+    layers = {layer: {"keep": keep} for layer, keep in counts.items()}
+
+    def useless(projected: dict[str, torch.Tensor]) -> int:
+        """Count non-zeros whose gradient is zero on every input, or a constant the bias can add."""
+        sparse = lenet5()
+        sparse.load_state_dict({**model.state_dict(), **projected})
+        hidden = []
+        sparse.fc1.register_forward_hook(lambda *args: hidden.append(args[2].relu()))
+        images = torch.randn(64, 1, 28, 28)
+        sparse(images).square().sum().backward()
+        weights = {name: dict(sparse.named_parameters())[name] for name in projected}
+        dead = {name: (weight != 0) & (weight.grad == 0) for name, weight in weights.items()}
+        fixed = hidden[0].std(dim=0) == 0
+        dead["fc2.weight"] |= (sparse.fc2.weight != 0) & fixed
+        return sum(int(each.sum()) for each in dead.values())
+
+    plain = build_plan(model, target, layers=layers)
+    aware = build_plan(model, target, layers=layers, path_aware=example)
+    weights = weights_of(model, plain)
+    before, after = plain.project(weights), aware.project(weights)
+    assert useless(before) > 200
+    assert useless(after) <= 2  # max pooling may never pick a weight on these images
+    assert [int(each.count_nonzero()) for each in after.values()] == list(counts.values())
+    assert aware.relaxed(0.5).graph is aware.graph

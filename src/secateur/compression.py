@@ -92,7 +92,7 @@ def compress(
     task = task or _build_task(recipe)
     if recipe.weights:
         load_dense(task.model, Path(recipe.weights))
-    plans = [_plan(task.model, recipe, number) for number in range(len(recipe.stages))]
+    plans = [_plan(task, recipe, number) for number in range(len(recipe.stages))]
     for number, plan in enumerate(plans):
         console.print(plan_table(plan, f"stage {number}: {recipe.stages[number].method}"))
     checkpoints = folder / checkpoint.FOLDER
@@ -188,11 +188,16 @@ def _compact(value: Mapping[str, Any]) -> str:
     return json.dumps(rounded, separators=(",", ":"))
 
 
-def _plan(model: nn.Module, recipe: Recipe, number: int) -> Plan:
+def _plan(task: Task, recipe: Recipe, number: int) -> Plan:
     stage = recipe.stages[number]
     try:
         return build_plan(
-            model, stage.target, scope=stage.scope, layers=stage.layers, metric=stage.metric
+            task.model,
+            stage.target,
+            scope=stage.scope,
+            layers=stage.layers,
+            metric=stage.metric,
+            path_aware=task.example_input if stage.path_aware else None,
         )
     except RecipeError as error:
         raise RecipeError(f"stages[{number}].{error}") from error

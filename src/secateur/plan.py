@@ -6,13 +6,14 @@ import fnmatch
 import functools
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur import norms
+from secateur.channels import ChannelGraph
 from secateur.errors import NonFiniteError, RecipeError, did_you_mean
 from secateur.sets import ConstraintSet, Unstructured, join
 from secateur.sets.base import energy, top_k
@@ -20,6 +21,9 @@ from secateur.sets.intersection import cover
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weight has outputs in dimension 0 and a GEMM matrix behind it."""
+
+PATH_ROUNDS = 20
+"""Rounds of dropping weights that do not matter and giving their budget to others."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,12 @@ class Plan:
     Attributes:
         rows: in the order of ``model.named_modules()``.
         keep: number of non-zeros over all pooled rows together.
+        graph: of the model's channels, if budgets are path-aware.
     """
 
     rows: tuple[Row, ...]
     keep: int = 0
+    graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     @property
     def compressed(self) -> tuple[Row, ...]:
@@ -82,6 +88,10 @@ class Plan:
     ) -> dict[str, Tensor]:
         """Project every planned weight onto its set; pooled rows share one top-k by magnitude.
 
+        With a path-aware budget, weights that no longer reach an output, or that nothing but a
+        constant reaches, are dropped and what they took goes to the next largest, until none is
+        left or the rounds are over.
+
         Args:
             weights: parameter name to tensor, for the rows of :attr:`compressed`.
             model: where rows that name a ``norm`` find it, as it is now.
@@ -89,6 +99,26 @@ class Plan:
         Raises:
             NonFiniteError: a weight holds NaN or infinity; the message names its layer.
         """
+        projected = self._project(weights, model)
+        for _ in range(PATH_ROUNDS if self.graph else 0):
+            assert self.graph is not None
+            flow = self.graph.flow(projected)
+            masks = (flow.unreachable(), flow.constant_reads())
+            spent = {
+                name: (weight != 0) & (masks[0][name] | masks[1][name])
+                for name, weight in projected.items()
+                if name in masks[0]
+            }
+            if not any(bool(each.any()) for each in spent.values()):
+                break
+            weights = {
+                name: weight.detach().masked_fill(spent[name], 0) if name in spent else weight
+                for name, weight in weights.items()
+            }
+            projected = self._project(weights, model)
+        return projected
+
+    def _project(self, weights: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:
         metrics = {
             row.layer: norms.metric(model.get_submodule(row.norm), len(row.shape))
             for row in self.compressed
@@ -159,7 +189,7 @@ class Plan:
 
         total = sum(row.weights for row in self.rows if row.pooled)
         keep = round(total * (self.keep / total) ** exponent) if total else 0
-        return Plan(tuple(easier(row) for row in self.rows), keep)
+        return replace(self, rows=tuple(easier(row) for row in self.rows), keep=keep)
 
     def _share(
         self, weights: Mapping[str, Tensor], metrics: Mapping[str, Tensor]
@@ -185,6 +215,7 @@ def build_plan(
     scope: str = "global",
     layers: Mapping[str, Mapping[str, Any] | str] | None = None,
     metric: str = "plain",
+    path_aware: Tensor | None = None,
 ) -> Plan:
     """Match a constraint set to the layers of a model.
 
@@ -198,8 +229,11 @@ def build_plan(
             (``{"column": {"keep": 3}}``), or ``"dense"``.
         metric: ``batchnorm`` weighs the filters of a layer by the scale of the BatchNorm that
             directly follows it (:func:`secateur.norms.following`), ``plain`` never does.
+        path_aware: an example input, a batch of one; with it no budget is spent on weights that
+            do not matter to any output (:meth:`Plan.project`).
 
     Raises:
+        ChannelError: budgets are to be path-aware and the model cannot be traced.
         RecipeError: a pattern matches no layer, a field does not exist or belongs to two parts of
             the set, or no layer is followed by a BatchNorm.
     """
@@ -222,7 +256,8 @@ def build_plan(
         rows = _with_norms(rows, norms.following(model))
     rows.extend(_left_dense(model, {name for name, _ in candidates}))
     total = sum(row.weights for row in rows if row.pooled)
-    return Plan(tuple(rows), sum(each.count(total) for each in sharing))
+    graph = None if path_aware is None else ChannelGraph(model, path_aware)
+    return Plan(tuple(rows), sum(each.count(total) for each in sharing), graph)
 
 
 def _row(

@@ -18,7 +18,7 @@ from secateur.recipe.problems import Problems, join, kind, show
 from secateur.recipe.set_options import option_names, options_model
 from secateur.sets import SETS, ConstraintSet, Levels, Pattern, Unstructured
 
-FIXED = ("method", "set", "scope", "metric", "layers")
+FIXED = ("method", "set", "scope", "metric", "path_aware", "layers")
 TARGETS = ("density", "keep")
 """Two ways to say how much stays; one replaces the other."""
 DEFAULT_DENSITY = 0.1
@@ -40,6 +40,7 @@ class Stage(BaseModel):
             other than ``unstructured``, with or without ``levels``, is always met in each.
         metric: ``batchnorm`` compares filters by what they are worth after their BatchNorm,
             ``plain`` as they are.
+        path_aware: whether budgets go past weights that do not matter to any output.
         layers: exceptions by pattern (a name, a glob or a module type): set options that replace
             those of the stage, or ``dense``.
     """
@@ -51,6 +52,7 @@ class Stage(BaseModel):
     sets: SetOptions
     scope: Literal["global", "layer"] = "global"
     metric: Literal["plain", "batchnorm"] = "plain"
+    path_aware: bool = False
     layers: dict[str, dict[str, Any] | Literal["dense"]] = {}
 
     @property
@@ -69,6 +71,7 @@ class Stage(BaseModel):
             **({"set": written} if _ambiguous(names) else flat),
             "scope": self.scope,
             "metric": self.metric,
+            "path_aware": self.path_aware,
             "layers": dict(self.layers),
             **self.options.model_dump(mode="json"),
         }
@@ -84,6 +87,9 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
     names = _set_names(raw.get("set", Unstructured.name), join(path, "set"), problems)
     scope = _known(raw.get("scope", "global"), SCOPES, join(path, "scope"), "scope", problems)
     metric = _known(raw.get("metric", "plain"), METRICS, join(path, "metric"), "metric", problems)
+    path_aware = raw.get("path_aware", False)
+    if not isinstance(path_aware, bool):
+        problems.add(join(path, "path_aware"), f"{show(path_aware)} should be true or false.")
     if method is None or names is None or scope is None or metric is None:
         return None
     method_keys = METHODS[method].Options.model_fields
@@ -115,7 +121,13 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
     if len(problems.found) > before:
         return None
     return Stage.model_construct(
-        method=method, options=options, sets=sets, scope=scope, metric=metric, layers=layers
+        method=method,
+        options=options,
+        sets=sets,
+        scope=scope,
+        metric=metric,
+        path_aware=path_aware,
+        layers=layers,
     )
 
 
