@@ -134,13 +134,15 @@ def test_inspect_of_what_cannot_be(
 
 
 def test_interrupt_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from secateur import recipe
+    from secateur import compression
 
-    def interrupted(*arguments: object) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "load_recipe", interrupted)
-    assert "--resume" in run("compress", str(tmp_path / "r.yaml"), code=130).stderr
+    monkeypatch.setattr(compression, "compress", interrupted)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("{model: secateur.zoo:lenet5, data: digits, stages: [{method: admm}]}")
+    assert "--resume" in run("compress", str(recipe), code=130).stderr
 
 
 def test_debug_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
