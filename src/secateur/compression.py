@@ -99,8 +99,7 @@ def compress(
     if main:
         if not resume:
             _clear(folder)
-        with atomic(folder / "recipe.yaml") as temporary:
-            temporary.write_text(recipe.to_yaml())
+        _write_text(folder / "recipe.yaml", recipe.to_yaml())
         if recipe.weights:
             save_dense(task.model, checkpoints)
     accelerator.wait_for_everyone()
@@ -124,11 +123,7 @@ def compress(
     if main:
         report = finish(task, recipe, settled, trainer, folder)
         report["seconds"] = time.perf_counter() - started
-        validate(report)
-        with atomic(folder / REPORT) as temporary:
-            temporary.write_text(json.dumps(report, indent=1))
-        write_html(report, folder / "report.html")
-        print_report(report, console)
+        _publish(report, folder, console)
     accelerator.wait_for_everyone()
     return Result(folder, json.loads((folder / REPORT).read_text()), task.model)
 
@@ -162,6 +157,19 @@ def _clear(folder: Path) -> None:
         (folder / checkpoint.FOLDER / checkpoint.NAME).unlink(missing_ok=True)
     except OSError as error:
         raise SecateurError(f"out: cannot write to {folder} ({error.strerror}).") from error
+
+
+def _publish(report: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Write the report for programs and for people. Its JSON is what marks a run as finished."""
+    validate(report)
+    write_html(report, folder / "report.html")
+    _write_text(folder / REPORT, json.dumps(report, indent=1))
+    print_report(report, console)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text)
 
 
 def _build_task(recipe: Recipe) -> Task:
