@@ -20,13 +20,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError
-from secateur.methods.base import Method, MethodOptions, Phase, register
+from secateur.methods.base import UPDATES, Method, MethodOptions, Phase, register
 from secateur.methods.rho import RUNGS, Schedule, first_rho, growth_factor, next_rho
 from secateur.methods.support import FrozenSupport
 from secateur.sets import ConstraintSet
-
-UPDATES = 100
-"""Updates of Z and U in an ADMM phase, unless the recipe gives their interval."""
 
 
 class ADMMOptions(MethodOptions):

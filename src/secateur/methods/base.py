@@ -19,6 +19,9 @@ from secateur.sets import ConstraintSet
 METHODS: dict[str, type[Method]] = {}
 """Methods by the name a recipe uses."""
 
+UPDATES = 100
+"""Projections in a phase on the way to the target, unless a stage gives their interval."""
+
 AnyMethod = TypeVar("AnyMethod", bound="type[Method]")
 
 

@@ -18,12 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateur.methods.base import Method, MethodOptions, Phase, register
+from secateur.methods.base import UPDATES, Method, MethodOptions, Phase, register
 from secateur.methods.support import FrozenSupport
 from secateur.sets import ConstraintSet
-
-UPDATES = 100
-"""How often to prune on the way to the target, where the options do not say."""
 
 
 class GMPOptions(MethodOptions):
