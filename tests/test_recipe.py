@@ -323,6 +323,9 @@ def test_broken_file(content: bytes, words: tuple[str, ...], tmp_path: Path) -> 
     with pytest.raises(RecipeError) as error:
         load_recipe(path)
     check_message(str(error.value), ("broken.yaml", *words))
+    run = CliRunner().invoke(cli.app, ["compress", str(path)])
+    assert run.exit_code == 2
+    check_message(run.stderr.strip(), ("broken.yaml", *words))
 
 
 def test_path_that_is_no_readable_file(tmp_path: Path, recipe_file: Path) -> None:
