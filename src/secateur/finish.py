@@ -109,7 +109,7 @@ def settle(model: nn.Module, plans: Sequence[Plan]) -> Settled:
     Raises:
         MembershipError: a weight is not in its set.
     """
-    model.cpu().eval()
+    model.cpu().eval().to(memory_format=torch.contiguous_format)
     rows, sets = plans[0].rows, final_sets(model, plans)
     parameters = dict(model.named_parameters())
     quantized: dict[str, Quantized] = {}

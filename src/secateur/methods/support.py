@@ -37,13 +37,13 @@ class LatentLevels:
 
     def hold(self, weight: Tensor) -> None:
         """Carry the optimizer's step over to the latent values and snap the weight again."""
-        flat = weight.view(-1)
-        self.latent += flat[self.index] - self.snapped
+        self.latent += weight.flatten()[self.index] - self.snapped
         self.scale = refine_scale(self.latent, self.scale, self.levels.grid)
         integers = nearest_levels(self.latent, self.scale, self.levels.grid)
         self.snapped = at_scale(integers, self.scale, weight.dtype)
-        flat.zero_()
-        flat[self.index] = self.snapped
+        held = weight.new_zeros(weight.numel())
+        held[self.index] = self.snapped
+        weight.copy_(held.view(weight.shape))
 
 
 class FrozenSupport:
