@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -18,10 +19,11 @@ from torch import nn
 
 from secateur import data
 from secateur.artifact import onnx
+from secateur.channels import compact
 from secateur.engine import checkpoint
 from secateur.engine.progress import Progress
 from secateur.engine.trainer import Segment, Trainer
-from secateur.errors import RecipeError, SecateurError
+from secateur.errors import ChannelError, RecipeError, SecateurError
 from secateur.files import atomic
 from secateur.finish import dense_copy, finish, load_dense, save_dense, settle
 from secateur.methods import METHODS, Phase
@@ -104,9 +106,15 @@ def compress(
             save_dense(task.model, checkpoints)
     accelerator.wait_for_everyone()
 
+    untrained = copy.deepcopy(task.model)
+    notes: list[str] = []
+
     def after(segment: Segment) -> None:
-        if main and segment.stage is None:
-            save_dense(task.model, checkpoints)
+        if segment.stage is None:
+            if main:
+                save_dense(task.model, checkpoints)
+        elif segment.closes and recipe.compact:
+            notes[:] = _remove_channels(trainer, plans[: segment.stage + 1])
 
     identity = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
     trainer = Trainer(
@@ -116,16 +124,32 @@ def compress(
         identity,
         Progress(console),
         accelerator,
-        teacher=lambda: dense_copy(task.model, checkpoints),
+        teacher=lambda: dense_copy(untrained, checkpoints),
     )
     trainer.run(_segments(recipe, plans), resume, after)
-    settled = settle(task.model, plans)
+    settled = settle(task.model, plans, notes)
     if main:
-        report = finish(task, recipe, settled, trainer, folder)
+        dense = dense_copy(untrained, checkpoints)
+        report = finish(task, dense, recipe, settled, trainer, folder)
         report["seconds"] = time.perf_counter() - started
         _publish(report, folder, console)
     accelerator.wait_for_everyone()
     return Result(folder, json.loads((folder / REPORT).read_text()), task.model)
+
+
+def _remove_channels(trainer: Trainer, plans: Sequence[Plan]) -> Sequence[str]:
+    """Cut the network down to the channels that matter; say what stayed, and why."""
+    task, device = trainer.task, trainer.accelerator.device
+    for plan in plans:
+        if plan.positional:
+            return [f"channels stay: the set '{plan.positional}' counts their places"]
+    weights = (row.parameter for plan in plans for row in plan.compressed)
+    try:
+        smaller = compact(task.model, task.example_input.to(device), fixed=set(weights))
+    except ChannelError as error:
+        return [f"channels stay: {error}"]
+    trainer.cut(smaller)
+    return smaller.notes
 
 
 def _completed(recipe: Any, task: Task | None) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secateur._version import __version__
 from secateur.artifact import onnx, packed
+from secateur.channels import widths
 from secateur.codec import Quantized
 from secateur.engine import checkpoint
 from secateur.engine.evaluate import mean_score, outputs
@@ -78,7 +79,7 @@ def final_sets(model: nn.Module, plans: Sequence[Plan]) -> dict[str, ConstraintS
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     sets: dict[str, ConstraintSet] = {}
     for plan in plans:
-        sets.update(plan.within(weights).sets(weights))
+        sets.update(plan.fitted(model).within(weights).sets(weights))
     for layer, target in sets.items():
         if not target.contains(weights[f"{layer}.weight" if layer else "weight"]):
             raise MembershipError(f"{layer}: its weight is not in {target}.")
@@ -93,18 +94,25 @@ class Settled:
         rows: one per layer of the model.
         sets: by layer, the set its weight is a member of.
         quantized: by tensor name, the levels and the scale of weights and biases.
+        notes: channels that could not be removed though nothing depends on them, and why.
     """
 
     rows: Sequence[Row]
     sets: Mapping[str, ConstraintSet]
     quantized: Mapping[str, Quantized]
+    notes: Sequence[str]
 
 
 @torch.no_grad()
-def settle(model: nn.Module, plans: Sequence[Plan]) -> Settled:
+def settle(model: nn.Module, plans: Sequence[Plan], notes: Sequence[str] = ()) -> Settled:
     """Round scales to float16 and biases of compressed layers to 8 bits, in place.
 
     A weight with another scale is still a member of its set.
+
+    Args:
+        model: the trained network, moved to the CPU and put in evaluation mode.
+        plans: of its stages, in order.
+        notes: handed on.
 
     Raises:
         MembershipError: a weight is not in its set.
@@ -124,7 +132,7 @@ def settle(model: nn.Module, plans: Sequence[Plan]) -> Settled:
                 quantized[name] = _rounded(levels)
                 weight = parameters[name]
                 weight.copy_(at_scale(levels.levels, quantized[name].scale, weight.dtype))
-    return Settled(rows, sets, quantized)
+    return Settled(rows, sets, quantized, notes)
 
 
 def _rounded(levels: Quantized) -> Quantized:
@@ -135,9 +143,17 @@ def _rounded(levels: Quantized) -> Quantized:
 
 
 def finish(
-    task: Task, recipe: Recipe, settled: Settled, trainer: Trainer, folder: Path
+    task: Task, dense: nn.Module, recipe: Recipe, settled: Settled, trainer: Trainer, folder: Path
 ) -> dict[str, Any]:
     """Write the artifacts of a settled network, check them, and return the report.
+
+    Args:
+        task: whose model is the settled network.
+        dense: the trained network before the first stage.
+        recipe: what was asked.
+        settled: what the network has become.
+        trainer: that trained it.
+        folder: for the artifacts.
 
     Raises:
         ParityError: an artifact does not compute what the trained network computes.
@@ -149,13 +165,13 @@ def finish(
         settled.quantized,
         reference=task.reference,
         arguments=task.arguments,
+        widths=widths(model, dense),
         metadata=task.metadata,
     )
-    dense = dense_copy(model, folder / checkpoint.FOLDER)
     runners: dict[str, Callable[[Tensor], Tensor]] = {
         "dense": dense,
         "compressed": model,
-        "decoded": _decoded(task, folder / PACKED),
+        "decoded": _decoded(task, dense, folder / PACKED),
     }
     if recipe.export.onnx:
         onnx.export_onnx(model, task.example_input, folder / ONNX)
@@ -170,7 +186,9 @@ def finish(
         "compressed": mean_score(task, task.validation),
     }
     parity = compare({name: result[0] for name, result in logits.items()})
-    layers = gather.layers(model, task.example_input, settled.rows, settled.sets, size.tensors)
+    layers = gather.layers(
+        dense, model, task.example_input, settled.rows, settled.sets, size.tensors
+    )
     storage = gather.storage(layers, dense, size.file, folder / ONNX)
     cost = gather.cost(layers)
     return {
@@ -186,15 +204,16 @@ def finish(
         "cost": cost,
         "parity": parity,
         "layers": layers,
+        "notes": list(settled.notes),
         "history": trainer.history,
     }
 
 
-def _decoded(task: Task, path: Path) -> nn.Module:
+def _decoded(task: Task, dense: nn.Module, path: Path) -> nn.Module:
     """Load the packed file as a user would; into a blank copy where it cannot be named."""
     if task.reference and is_known(task.reference):
         return packed.load(path)
-    blank = copy.deepcopy(task.model)
+    blank = copy.deepcopy(dense)
     with torch.no_grad():
         for tensor in blank.state_dict().values():
             tensor.zero_()

@@ -162,6 +162,29 @@ class Plan:
 
         return replace(self, rows=tuple(narrowed(row) for row in self.rows))
 
+    def fitted(self, model: nn.Module) -> Plan:
+        """Return this plan for a model that has lost channels since: shares become the counts that
+        they are of the network as it was."""
+        parameters = dict(model.named_parameters())
+
+        def narrower(row: Row) -> Row:
+            shape = tuple(parameters[row.parameter].shape) if row.parameter in parameters else None
+            if shape is None or shape == row.shape:
+                return row
+            return replace(row, shape=shape, set=row.set.fixed(row.shape) if row.set else None)
+
+        rows = tuple(narrower(row) for row in self.rows)
+        if rows == self.rows:
+            return self
+        graph = self.graph and ChannelGraph(model, self.graph.example_input)
+        return replace(self, rows=rows, graph=graph)
+
+    @property
+    def positional(self) -> str:
+        """Name of a set for which channels must stay where they are, or empty."""
+        patterns = (part for row in self.compressed if row.set for part in row.set.split()[0])
+        return next((part.name for part in patterns if part.positional), "")
+
     def without_levels(self) -> Plan:
         """Return the plan of zeros alone, for methods that prune first and quantize later."""
 

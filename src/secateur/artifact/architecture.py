@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
-from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
+from secateur.channels import narrow
+from secateur.errors import ArtifactError, ChannelError, MissingDependencyError, SecateurError
 from secateur.reference import KNOWN_MODULES, is_known, resolve
 
 _MAX_TENSORS = 16_384
@@ -79,6 +80,7 @@ class Architecture:
 def build(
     reference: str | None,
     arguments: Mapping[str, Any],
+    widths: str = "",
     *,
     fingerprint: int,
     file_bytes: int,
@@ -105,9 +107,24 @@ def build(
     if not trust:
         limit = _FREE_BYTES + _BYTES_PER_FILE_BYTE * file_bytes
         with _bounded(limit), torch.device("meta"), _RealNumbers():
-            Architecture.of(_call(builder, reference, arguments)).require(fingerprint)
+            model = narrowed(_call(builder, reference, arguments), widths)
+            Architecture.of(model).require(fingerprint)
     with torch.random.fork_rng(devices=()):
-        return _call(builder, reference, arguments)
+        return narrowed(_call(builder, reference, arguments), widths)
+
+
+def narrowed(model: nn.Module, widths: str) -> nn.Module:
+    """Return a network without the channels that a file says it has lost; changed in place.
+
+    Raises:
+        ArtifactError: the widths do not fit the network.
+    """
+    if not widths:
+        return model
+    try:
+        return narrow(model, widths)
+    except ChannelError as error:
+        raise ArtifactError(str(error)) from None
 
 
 def _check_known(reference: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.artifact import container
-from secateur.artifact.architecture import Architecture, build
+from secateur.artifact.architecture import Architecture, build, narrowed
 from secateur.codec import Quantized, Storage, decode, describe, encode, storage
 from secateur.errors import ArtifactError, MembershipError, SecateurError, did_you_mean
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 Path: TypeAlias = "str | PathLike[str]"
 
-_MODEL, _ARGUMENTS = "model", "arguments"
+_MODEL, _ARGUMENTS, _WIDTHS = "model", "arguments", "widths"
 _RECORD_SLACK = 16  # bytes by which a record may exceed the tensor's raw bytes
 
 
@@ -59,6 +60,7 @@ class Header:
         version: of the format.
         reference: the function that builds the architecture, if the file names one.
         arguments: its keyword arguments.
+        widths: how wide the network is, if that is not what the callable builds.
         metadata: what else the writer noted, such as the input normalization.
         entries: the stored tensors in ``state_dict`` order (their names belong to the network).
         file: bytes of the whole file.
@@ -67,6 +69,7 @@ class Header:
     version: int
     reference: str | None
     arguments: Mapping[str, JSON]
+    widths: str
     metadata: Mapping[str, str]
     entries: tuple[Entry, ...]
     file: int
@@ -79,6 +82,7 @@ def save(
     *,
     reference: str | None,
     arguments: Mapping[str, JSON] | None = None,
+    widths: str = "",
     metadata: Mapping[str, str] | None = None,
 ) -> PackedSize:
     """Write a network's whole ``state_dict`` as a packed file, at once or not at all.
@@ -92,7 +96,9 @@ def save(
             stored bit for bit.
         reference: ``module:callable`` that builds the network, or None if the reader brings it.
         arguments: keyword arguments of that callable.
-        metadata: further strings to note; ``model``, ``arguments`` and ``secateur`` are taken.
+        widths: of a network that has lost channels (:func:`secateur.channels.widths`).
+        metadata: further strings to note; ``model``, ``arguments``, ``widths`` and ``secateur`` are
+            taken.
 
     Raises:
         SecateurError: ``quantized`` or ``metadata`` has a name that does not fit.
@@ -101,11 +107,13 @@ def save(
     """
     architecture = Architecture.of(model)
     text = dict(metadata or {})
-    for key in (_MODEL, _ARGUMENTS, container.KEY):
+    for key in (_MODEL, _ARGUMENTS, _WIDTHS, container.KEY):
         if key in text:
             raise SecateurError(f"metadata: the key '{key}' is taken; choose another.")
     if reference is not None:
         text[_MODEL] = reference
+    if widths:
+        text[_WIDTHS] = widths
     if arguments:
         text[_ARGUMENTS] = json.dumps(arguments, separators=(",", ":"), sort_keys=True)
     levels = _by_first_name(architecture, quantized)
@@ -128,9 +136,10 @@ def read_header(path: Path) -> Header:
     with container.opened(path) as packed:
         text = dict(packed.metadata)
         reference, arguments = text.pop(_MODEL, None), _arguments(text.pop(_ARGUMENTS, "{}"))
+        widths = text.pop(_WIDTHS, "")
         version = int(text.pop(container.KEY))
         entries = tuple(Entry(len(item.record), describe(item.record)) for item in packed.items())
-        return Header(version, reference, arguments, text, entries, packed.file_bytes)
+        return Header(version, reference, arguments, widths, text, entries, packed.file_bytes)
 
 
 def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.Module:
@@ -141,8 +150,9 @@ def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.
 
     Args:
         path: the packed file.
-        model: a network of the right architecture; its tensors are overwritten and it is
-            returned. Nothing is overwritten unless the whole file is good.
+        model: a network of the right architecture; its tensors are overwritten, it loses the
+            channels that the file says, and it is returned. Nothing is overwritten unless the
+            whole file is good.
         trust: build whatever the file names, which imports and runs that module, and believe
             its arguments.
 
@@ -151,20 +161,24 @@ def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.
             architecture.
     """
     with container.opened(path) as packed:
+        widths = packed.metadata.get(_WIDTHS, "")
         if model is None:
             model = build(
                 packed.metadata.get(_MODEL),
                 _arguments(packed.metadata.get(_ARGUMENTS, "{}")),
+                widths,
                 fingerprint=packed.fingerprint,
                 file_bytes=packed.file_bytes,
                 trust=trust,
             )
-        architecture = Architecture.of(model)
+        if Architecture.of(model).fingerprint == packed.fingerprint:
+            widths = ""  # it is as wide already
+        architecture = Architecture.of(narrowed(copy.deepcopy(model), widths) if widths else model)
         architecture.require(packed.fingerprint)
         packed.check_size(architecture.raw_bytes, len(architecture.tensors))
         decoded = _decode(packed, architecture)
     with torch.no_grad():
-        for name, tensor in architecture.tensors.items():
+        for name, tensor in Architecture.of(narrowed(model, widths)).tensors.items():
             tensor.copy_(decoded[name])
     return model.eval()
 

@@ -13,6 +13,7 @@ from secateur.channels.compaction import Compacted, compact, importance, shrink,
 from secateur.channels.fold import fold_constants
 from secateur.channels.graph import ChannelGraph, Group, Member
 from secateur.channels.surgery import Kept, replay
+from secateur.channels.widths import narrow, widths
 
 __all__ = [
     "ChannelGraph",
@@ -23,7 +24,9 @@ __all__ = [
     "compact",
     "fold_constants",
     "importance",
+    "narrow",
     "replay",
     "shrink",
     "shrink_to",
+    "widths",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import chain
 
@@ -39,7 +39,9 @@ class Compacted:
 
 
 @torch.no_grad()
-def compact(model: nn.Module, example_input: Tensor, round_to: int = 1) -> Compacted:
+def compact(
+    model: nn.Module, example_input: Tensor, round_to: int = 1, fixed: Collection[str] = ()
+) -> Compacted:
     """Remove every channel that no output depends on, to a fixed point.
 
     A channel goes if all weights that read it are zero, or if it emits a constant, as one without
@@ -50,6 +52,8 @@ def compact(model: nn.Module, example_input: Tensor, round_to: int = 1) -> Compa
         model: left as it is.
         example_input: one batch; the result is checked on it.
         round_to: keep some dead channels so that widths are multiples of this.
+        fixed: names of weights, such as quantized ones, that may lose values but not change them;
+            behind zero padding they keep every constant channel.
 
     Raises:
         ChannelError: the model cannot be traced, or its code is bound to its present widths.
@@ -63,7 +67,7 @@ def compact(model: nn.Module, example_input: Tensor, round_to: int = 1) -> Compa
 
     def select() -> tuple[Tensor, list[str]]:
         flow = graph.flow()
-        removed, readers, notes = find_dead(graph, flow, round_to)
+        removed, readers, notes = find_dead(graph, flow, round_to, fixed)
         merge(readers, removed, flow)
         return removed, notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ class Dead(NamedTuple):
     notes: list[str]
 
 
-def find_dead(graph: ChannelGraph, flow: Flow, round_to: int) -> Dead:
+def find_dead(graph: ChannelGraph, flow: Flow, round_to: int, fixed: Collection[str] = ()) -> Dead:
     """Find the channels that every reader ignores, or sees as a constant it can do without.
 
     The flow is already a fixed point: constants run down in one pass and readers up in another,
@@ -43,15 +44,15 @@ def find_dead(graph: ChannelGraph, flow: Flow, round_to: int) -> Dead:
         constant, value = flow.columns(layer)
         classes = graph.classes[layer.given]
         read = layer.reads(rows, flow.weights) & ~layer.foldable(constant, value)
-        mergeable = layer.groups == 1 and not layer.shared
+        mergeable = layer.groups == 1 and not layer.shared and layer.weight not in fixed
         carried = read & constant & mergeable
         needed[classes[read & ~carried]] = True
         candidates[classes[carried]] = True
         readers.append(Reader(layer, classes, value * mergeable, carried))
         if bool(stuck := (read & constant & ~carried).sum()):
-            why = (
-                "is used more than once" if layer.shared else "pads with zeros, channel by channel"
-            )
+            why = "pads with zeros, channel by channel"
+            why = "pads with zeros and its weights are fixed" if layer.weight in fixed else why
+            why = "is used more than once" if layer.shared else why
             notes.append(f"{layer.module}: {int(stuck)} constant channels stay: it {why}")
     candidates &= ~needed
     ignored = ~needed & ~candidates

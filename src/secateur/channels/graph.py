@@ -77,7 +77,7 @@ class ChannelGraph:
     """
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
-        self.model = model
+        self.model, self.example_input = model, example_input
         handlers: dict[Any, Handler] = {**layers.HANDLERS, **between.HANDLERS}
         tracer = Tracer(model, handlers, between.pointwise)
         with torch.no_grad():

@@ -98,7 +98,8 @@ class Method(ABC):
             RecipeError: a set makes no sense for this method, or no layer can be planned.
         """
         target = self.target
-        self.plan = target if isinstance(target, Plan) else build_plan(model, target)
+        plan = target if isinstance(target, Plan) else build_plan(model, target)
+        self.plan = plan.fitted(model)
         self.model = model
         parameters = dict(model.named_parameters())
         self.weights = {row.parameter: parameters[row.parameter] for row in self.plan.compressed}

@@ -20,6 +20,7 @@ FLOAT_BITS = 32
 
 
 def layers(
+    dense: nn.Module,
     model: nn.Module,
     example_input: Tensor,
     rows: Sequence[Row],
@@ -29,18 +30,23 @@ def layers(
     """Return one entry per row of the plan: what became of it and what it takes.
 
     Args:
+        dense: the network before it was compressed.
         model: the finished network.
         example_input: a batch of one, for counting MACs.
         rows: of the plan.
         sets: by layer, the set its weight is a member of.
         stored: by tensor name, the bits it takes in the packed file.
     """
-    macs = {layer.name: layer.macs for layer in inspect(model, example_input).layers}
+    macs, compressed_macs = (
+        {layer.name: layer.macs for layer in inspect(each, example_input).layers}
+        for each in (dense, model)
+    )
     parameters = dict(model.named_parameters())
     entries = []
     for row in rows:
         weight, bias = parameters.get(row.parameter), parameters.get(row.bias)
         target = sets.get(row.layer)
+        live = row.weights if weight is None else weight.numel()
         kept = row.weights if weight is None else int(weight.count_nonzero())
         size = stored.get(row.parameter)
         entries.append(
@@ -48,12 +54,15 @@ def layers(
                 "name": row.layer,
                 "kind": row.kind,
                 "shape": list(row.shape),
+                "compressed_shape": list(row.shape if weight is None else weight.shape),
                 "parameters": row.weights + (0 if bias is None else bias.numel()),
                 "weights": row.weights,
                 "kept": kept,
                 "density": kept / row.weights,
                 "bits": _bits(target),
                 "macs": macs.get(row.layer, 0),
+                "compressed_macs": compressed_macs.get(row.layer, 0),
+                "effective_macs": round(compressed_macs.get(row.layer, 0) * kept / max(1, live)),
                 "set": "dense" if target is None else str(target),
                 "storage": dataclasses.asdict(size) if size else None,
                 "note": row.note,
@@ -90,16 +99,17 @@ def storage(
 def cost(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return MACs and BOPs of the dense and the compressed network.
 
-    Zeros are not skipped: on a machine that does not exploit them they are multiplied like any
-    other weight. ``effective_macs`` is what a machine that skips every zero weight would do.
+    Removed channels count no more; zeros that are left are not skipped: on a machine that does not
+    exploit them they are multiplied like any other weight. ``effective_macs`` is what a machine
+    that skips every zero weight would do.
     """
     macs = sum(entry["macs"] for entry in entries)
     return {
         "dense": {"macs": macs, "bops": macs * FLOAT_BITS**2},
         "compressed": {
-            "macs": macs,
-            "bops": sum(entry["macs"] * entry["bits"] * FLOAT_BITS for entry in entries),
-            "effective_macs": round(sum(entry["macs"] * entry["density"] for entry in entries)),
+            "macs": sum(entry["compressed_macs"] for entry in entries),
+            "bops": sum(entry["compressed_macs"] * entry["bits"] for entry in entries) * FLOAT_BITS,
+            "effective_macs": sum(entry["effective_macs"] for entry in entries),
         },
     }
 

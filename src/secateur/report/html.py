@@ -160,7 +160,8 @@ def _layers(report: Mapping[str, Any]) -> str:
         "MACs", *(f"{kind} (bits)" for kind in _KINDS),
     )  # fmt: skip
     table = _table(head, [_layer_cells(layer) for layer in layers], numeric=range(4, len(head)))
-    return f'<h2>Layers</h2><div class="charts">{charts}</div>{table}'
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
+    return f'<h2>Layers</h2><div class="charts">{charts}</div>{table}<ul>{notes}</ul>'
 
 
 def _layer_cells(layer: Mapping[str, Any]) -> list[str]:
@@ -168,13 +169,13 @@ def _layer_cells(layer: Mapping[str, Any]) -> list[str]:
     return [
         layer["name"],
         layer["kind"],
-        numbers.shape(layer["shape"]),
+        numbers.shapes(layer),
         layer["set"] + (f" ({layer['note']})" if layer["note"] else ""),
         f"{layer['weights']:,}",
         f"{layer['kept']:,}",
         numbers.percent(layer["density"]),
         numbers.bits(layer["bits"]),
-        numbers.count(layer["macs"]),
+        numbers.count(layer["compressed_macs"]),
         *(f"{stored[kind]:,}" if stored else "–" for kind in _KINDS),
     ]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 _STEPS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -69,6 +71,12 @@ def duration(seconds: float) -> str:
 def shape(sizes: list[int] | tuple[int, ...]) -> str:
     """Write ``[20, 1, 5, 5]`` as ``20x1x5x5``."""
     return "x".join(str(value) for value in sizes)
+
+
+def shapes(layer: Mapping[str, Any]) -> str:
+    """Write a report's layer as ``500x800``, or ``500x800 -> 63x416`` if it was cut."""
+    pair = (shape(layer["shape"]), shape(layer["compressed_shape"]))
+    return " -> ".join(dict.fromkeys(pair))
 
 
 def significant(number: float) -> str:

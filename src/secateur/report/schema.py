@@ -97,12 +97,15 @@ class Layer(_Part):
     name: str
     kind: str
     shape: list[int]
+    compressed_shape: list[int]
     parameters: Count
     weights: Count
     kept: Count
     density: float
     bits: float
     macs: float
+    compressed_macs: float
+    effective_macs: float
     set: str
     storage: LayerBits | None
     note: str
@@ -151,6 +154,7 @@ class Report(_Part):
     cost: Cost
     parity: Parity
     layers: list[Layer]
+    notes: list[str]
     history: list[Epoch]
     seconds: float
 

@@ -23,6 +23,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     for table in (_accountings(report), _accuracies(report), _layers(report)):
         console.print()
         console.print(table)
+    for note in report["notes"]:
+        console.print(f"note: {note}", style="yellow", markup=False)
 
 
 def cost_table(cost: Cost, title: str = "cost") -> Group:
@@ -105,12 +107,12 @@ def _layers(report: Mapping[str, Any]) -> Table:
     for layer in report["layers"]:
         note = f" ({layer['note']})" if layer["note"] else ""
         table.add_row(
-            *map(escape, (layer["name"], numbers.shape(layer["shape"]), layer["set"] + note)),
+            *map(escape, (layer["name"], numbers.shapes(layer), layer["set"] + note)),
             f"{layer['weights']:,}",
             f"{layer['kept']:,}",
             numbers.percent(layer["density"]),
             numbers.bits(layer["bits"]),
-            numbers.count(layer["macs"]),
+            numbers.count(layer["compressed_macs"]),
         )
     return table
 

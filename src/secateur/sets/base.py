@@ -107,6 +107,10 @@ class ConstraintSet(ABC):
         """
         return None
 
+    def fixed(self, shape: Sequence[int]) -> ConstraintSet:
+        """Return this set with shares turned into the counts they are for a weight of a shape."""
+        return self
+
     def changed(self, **options: Any) -> ConstraintSet:
         """Return this set with other options."""
         return replace(self, **options)  # type: ignore[type-var]
@@ -136,6 +140,9 @@ class Pattern(ConstraintSet):
     """Whether any single element of an allowed support may be dropped. If not, an element that is
     kept and has to be on levels without zero is not zero."""
 
+    positional: ClassVar[bool] = False
+    """Whether the pattern counts places, so that a weight that loses a channel may leave it."""
+
     @abstractmethod
     def support(self, gain: Tensor) -> Tensor:
         """Return the allowed support of largest total gain, as a boolean tensor.
@@ -148,6 +155,10 @@ class Pattern(ConstraintSet):
     def cover(self, support: Tensor) -> Tensor:
         """Return the support with everything that is kept or dropped together with part of it."""
         return support
+
+    def fixed(self, shape: Sequence[int]) -> Pattern:
+        """Return this pattern with a share turned into the count it is for a shape."""
+        return self
 
     def relaxed(self, shape: Sequence[int], exponent: float) -> Pattern:
         """Return an easier pattern; this one where there is no share to raise."""

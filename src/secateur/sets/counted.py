@@ -49,6 +49,10 @@ class Counted(Pattern):
         assert self.density is not None
         return min(max(1, round(self.density * total)), total)
 
+    def fixed(self, shape: Sequence[int]) -> Counted:
+        """Return the pattern that keeps as many units as this one does of a shape."""
+        return replace(self, density=None, keep=self.count(self.total(shape)))
+
     def relaxed(self, shape: Sequence[int], exponent: float) -> Counted:
         """Return the pattern that keeps the share ``d ** exponent`` where this one keeps ``d``."""
         total = self.total(shape)

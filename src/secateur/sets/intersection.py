@@ -67,6 +67,10 @@ class Intersection(ConstraintSet):
         """Return patterns and levels."""
         return self.patterns, self.levels
 
+    def fixed(self, shape: Sequence[int]) -> ConstraintSet:
+        """Return the intersection of the patterns with counts for shares, and the levels."""
+        return join([pattern.fixed(shape) for pattern in self.patterns], self.levels)
+
     def relaxed(self, shape: Sequence[int], exponent: float) -> ConstraintSet:
         """Return the intersection of the relaxed patterns, without levels."""
         return join([pattern.relaxed(shape, exponent) for pattern in self.patterns], None)

@@ -178,6 +178,7 @@ class Block(Grouped):
 
     name: ClassVar[str] = "block"
     units: ClassVar[str] = "blocks"
+    positional: ClassVar[bool] = True
 
     rows: int
     columns: int
