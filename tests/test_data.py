@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import struct
@@ -281,3 +282,15 @@ def test_default_root_is_where_the_environment_says(
     monkeypatch.setenv("SECATEUR_DATA", str(tmp_path))
     assert data.default_root() == tmp_path
     assert [each["here"] for each in data.available()] == [True, False, False]
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_training_on_the_first_samples_only(wrap: bool) -> None:
+    whole = data.load("digits")
+    train = torch.utils.data.Subset(whole.train, range(1257)) if wrap else whole.train
+    fewer = dataclasses.replace(whole, train=train).with_fewer(10)
+    assert len(fewer.train) == 10  # type: ignore[arg-type]
+    assert torch.equal(fewer.train[9][0], whole.train[9][0])
+    assert fewer.test is whole.test
+    with pytest.raises(DataError, match=r"data\.train_samples: 1,258 of digits, which has 1,257"):
+        whole.with_fewer(1258)

@@ -200,6 +200,8 @@ def _build_task(recipe: Recipe) -> Task:
     """Build model and data from what the recipe names."""
     model = build(recipe.model, recipe.model_args)
     splits = data.load(recipe.data.name, root=recipe.data.root, **recipe.data.args)
+    if recipe.data.train_samples:
+        splits = splits.with_fewer(recipe.data.train_samples)
     shape = [1, *splits.validation[0][0].shape]
     return Task(
         model,

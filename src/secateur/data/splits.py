@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from secateur.errors import DataError
 
@@ -78,3 +78,19 @@ class DataSplits:
     test: Dataset[Any]
     classes: tuple[str, ...] = ()
     normalization: Normalization | None = None
+
+    def with_fewer(self, samples: int) -> DataSplits:
+        """Return the same data set with only the first so many samples to train on.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        available = len(self.train)  # type: ignore[arg-type]
+        if samples > available:
+            raise DataError(
+                f"data.train_samples: {samples:,} of {self.name}, which has {available:,}."
+            )
+        train = self.train
+        if isinstance(train, InMemory):
+            return replace(self, train=InMemory(train.inputs[:samples], train.targets[:samples]))
+        return replace(self, train=Subset(train, range(samples)))

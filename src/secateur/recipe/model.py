@@ -24,6 +24,7 @@ class DataChoice(Section):
     name: str = Field(min_length=1, description="digits, mnist, module:callable or a folder")
     root: str | None = Field(None, description="folder where 'secateur data get' put named sets")
     args: dict[str, Any] = Field({}, description="arguments for a module:callable or a folder")
+    train_samples: int | None = Field(None, ge=1, description="train on the first so many only")
 
 
 class Train(Section):
