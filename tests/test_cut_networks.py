@@ -18,7 +18,7 @@ from secateur import data, zoo
 from secateur.artifact import packed
 from secateur.channels import narrow, replay, shrink_to, widths
 from secateur.engine.trainer import Trainer
-from secateur.errors import ArtifactError, ChannelError
+from secateur.errors import ArtifactError, ChannelError, SecateurError
 from tiny import digits_task
 
 TRAIN = {"epochs": 2, "batch_size": 64, "lr": 5e-3, "threads": 1}
@@ -191,3 +191,29 @@ def test_a_file_with_other_widths_is_refused(text: str, tmp_path: Path) -> None:
 def test_recipe_states_whether_networks_are_cut() -> None:
     recipe = sc.load_recipe({"model": "a:b", "data": "digits", "stages": [{"method": "admm"}]})
     assert json.loads(json.dumps(recipe.to_dict()))["compact"] is True
+
+
+def floored(floor: float) -> dict[str, Any]:
+    mild = {"method": "admm", "density": 0.5, **LIGHT}
+    brutal = {"method": "admm", "set": "filter", "keep": 1, "layers": {"3": "dense"}, **LIGHT}
+    return {"train": TRAIN, "stages": [mild, brutal, mild], "floor": floor}
+
+
+def test_a_stage_below_the_floor_is_undone(tmp_path: Path) -> None:
+    result = sc.compress(digits_task(), floored(0.6), out=tmp_path / "floored")
+    first = {"train": TRAIN, "stages": floored(0.6)["stages"][:1]}
+    alone = sc.compress(digits_task(), first, out=tmp_path / "alone")
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(result.model.state_dict()[name], value)
+    note = result.report["notes"][-1]
+    assert note.startswith("stage 1 and all after it were undone: validation accuracy ")
+    assert note.endswith("is below the floor 60.00%")
+    assert {entry["stage"] for entry in result.report["history"]} == {None, 0, 1}
+    assert result.report["accuracy"]["validation"]["compressed"] >= 0.6
+    again = sc.compress(digits_task(), floored(0.6), out=tmp_path / "floored", resume=True)
+    assert again.report["accuracy"] == result.report["accuracy"]
+
+
+def test_a_floor_that_nothing_meets_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match=r"floor: after the first stage validation accuracy"):
+        sc.compress(digits_task(), floored(0.999), out=tmp_path)

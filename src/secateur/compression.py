@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -19,13 +18,13 @@ from torch import nn
 
 from secateur import data
 from secateur.artifact import onnx
-from secateur.channels import compact
+from secateur.course import Course
 from secateur.engine import checkpoint
 from secateur.engine.progress import Progress
 from secateur.engine.trainer import Segment, Trainer
-from secateur.errors import ChannelError, RecipeError, SecateurError
+from secateur.errors import RecipeError, SecateurError
 from secateur.files import atomic
-from secateur.finish import dense_copy, finish, load_dense, save_dense, settle
+from secateur.finish import finish, load_dense, save_dense, settle
 from secateur.methods import METHODS, Phase
 from secateur.plan import Plan, build_plan
 from secateur.recipe import Recipe, load_recipe
@@ -103,19 +102,10 @@ def compress(
             _clear(folder)
         _write_text(folder / "recipe.yaml", recipe.to_yaml())
         if recipe.weights:
-            save_dense(task.model, checkpoints)
+            save_dense(task.model, checkpoints / checkpoint.DENSE)
     accelerator.wait_for_everyone()
 
-    untrained = copy.deepcopy(task.model)
-    notes: list[str] = []
-
-    def after(segment: Segment) -> None:
-        if segment.stage is None:
-            if main:
-                save_dense(task.model, checkpoints)
-        elif segment.closes and recipe.compact:
-            notes[:] = _remove_channels(trainer, plans[: segment.stage + 1])
-
+    course = Course(task, recipe, plans, checkpoints, main)
     identity = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
     trainer = Trainer(
         task,
@@ -124,32 +114,16 @@ def compress(
         identity,
         Progress(console),
         accelerator,
-        teacher=lambda: dense_copy(untrained, checkpoints),
+        teacher=course.dense,
     )
-    trainer.run(_segments(recipe, plans), resume, after)
-    settled = settle(task.model, plans, notes)
+    trainer.run(_segments(recipe, plans), resume, course.after)
+    settled = settle(task.model, course.plans, course.notes)
     if main:
-        dense = dense_copy(untrained, checkpoints)
-        report = finish(task, dense, recipe, settled, trainer, folder)
+        report = finish(task, course.dense(), recipe, settled, trainer, folder)
         report["seconds"] = time.perf_counter() - started
         _publish(report, folder, console)
     accelerator.wait_for_everyone()
     return Result(folder, json.loads((folder / REPORT).read_text()), task.model)
-
-
-def _remove_channels(trainer: Trainer, plans: Sequence[Plan]) -> Sequence[str]:
-    """Cut the network down to the channels that matter; say what stayed, and why."""
-    task, device = trainer.task, trainer.accelerator.device
-    for plan in plans:
-        if plan.positional:
-            return [f"channels stay: the set '{plan.positional}' counts their places"]
-    weights = (row.parameter for plan in plans for row in plan.compressed)
-    try:
-        smaller = compact(task.model, task.example_input.to(device), fixed=set(weights))
-    except ChannelError as error:
-        return [f"channels stay: {error}"]
-    trainer.cut(smaller)
-    return smaller.notes
 
 
 def _completed(recipe: Any, task: Task | None) -> Any:

@@ -17,7 +17,6 @@ from secateur._version import __version__
 from secateur.artifact import onnx, packed
 from secateur.channels import widths
 from secateur.codec import Quantized
-from secateur.engine import checkpoint
 from secateur.engine.evaluate import mean_score, outputs
 from secateur.engine.trainer import Trainer
 from secateur.errors import MembershipError, ParityError, RecipeError
@@ -42,9 +41,9 @@ ONNX_TOLERANCE = 1e-4
 """Largest logit difference of the ONNX network, relative to the largest logit."""
 
 
-def save_dense(model: nn.Module, folder: Path) -> None:
-    """Keep the dense network, which the report compares with."""
-    with atomic(folder / checkpoint.DENSE) as temporary:
+def save_dense(model: nn.Module, path: Path) -> None:
+    """Keep all weights of a network as they are, such as those the report compares with."""
+    with atomic(path) as temporary:
         safetensors.torch.save_model(model, str(temporary))
 
 
@@ -63,10 +62,10 @@ def load_dense(model: nn.Module, path: Path) -> None:
         raise RecipeError(f"weights: {path} does not fit the model: {error}") from error
 
 
-def dense_copy(model: nn.Module, folder: Path) -> nn.Module:
+def dense_copy(model: nn.Module, path: Path) -> nn.Module:
     """Return a copy of the model with the weights that :func:`save_dense` kept."""
     dense = copy.deepcopy(model)
-    load_dense(dense, folder / checkpoint.DENSE)
+    load_dense(dense, path)
     return dense
 
 

@@ -129,14 +129,15 @@ class Trainer:
         self,
         segments: Sequence[Segment],
         resume: bool = False,
-        after: Callable[[Segment], None] = lambda segment: None,
+        after: Callable[[Segment, Trainer], bool] = lambda segment, trainer: True,
     ) -> None:
         """Train through all segments.
 
         Args:
             segments: in order.
             resume: continue from ``folder`` if it holds a checkpoint of the same request.
-            after: called at the end of each segment; once more for the one resumed from.
+            after: called with each segment at its end, and again if resumed from there; training
+                ends when it returns False.
 
         Raises:
             SecateurError: the checkpoint belongs to another request, or training diverged.
@@ -159,7 +160,8 @@ class Trainer:
                     continue
                 self._segment(number, segment, saved)
                 saved = None
-                after(segment)
+                if not after(segment, self):
+                    break
 
     def cut(self, smaller: Compacted) -> None:
         """Make the task's network the smaller one, in place, between two segments."""

@@ -60,6 +60,7 @@ class Head(Section):
     data: Any = Field(description="data set, e.g. digits")
     train: Any = {}
     stages: Any = Field(description="list of stages, e.g. [{method: admm, density: 0.1}]")
+    floor: float | None = Field(None, gt=0, lt=1, description="lowest validation accuracy")
     compact: bool = Field(True, description="remove channels that have become useless, by stage")
     export: Any = {}
 
@@ -75,6 +76,8 @@ class Recipe(Head):
         data: the data set.
         train: how the dense network is trained.
         stages: the methods to run, in order; at least one.
+        floor: lowest validation accuracy: the first stage that ends below it is undone, and the run
+            ends with the network of the stage before.
         compact: whether channels that nothing depends on are removed after every stage.
         export: what is written beside the packed file.
     """
@@ -86,9 +89,9 @@ class Recipe(Head):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, with every default written out."""
-        content = self.model_dump(mode="json", exclude={"stages", "compact", "export"})
+        content = self.model_dump(mode="json", exclude={"stages", "floor", "compact", "export"})
         content["stages"] = [stage.to_dict() for stage in self.stages]
-        content["compact"] = self.compact
+        content |= {"floor": self.floor, "compact": self.compact}
         return {**content, "export": self.export.model_dump()}
 
     def to_yaml(self) -> str:
