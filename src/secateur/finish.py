@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,16 @@ from secateur.engine.evaluate import mean_score, outputs
 from secateur.engine.trainer import Trainer
 from secateur.errors import MembershipError, ParityError, RecipeError
 from secateur.files import atomic
-from secateur.plan import Plan, Row
+from secateur.plan import BIAS, Plan, Row
 from secateur.recipe import Recipe
 from secateur.reference import is_known
 from secateur.report import gather
-from secateur.sets import ConstraintSet, Levels
-from secateur.sets.levels import at_scale
+from secateur.sets import ConstraintSet
+from secateur.sets.levels import at_half, at_scale
 from secateur.task import Task
 
 PACKED = "model.secateur"
 ONNX = "model.onnx"
-BIAS = Levels(bits=8, zero=True)
-"""What biases of compressed layers become."""
-
 DECODED_TOLERANCE = 1e-6
 """Largest logit difference of the decoded network, relative to the largest logit."""
 
@@ -128,17 +125,10 @@ def settle(model: nn.Module, plans: Sequence[Plan], notes: Sequence[str] = ()) -
             found[row.bias] = BIAS.quantized(BIAS.project(parameters[row.bias]))
         for name, levels in found.items():
             if levels is not None:
-                quantized[name] = _rounded(levels)
+                quantized[name] = at_half(levels)
                 weight = parameters[name]
                 weight.copy_(at_scale(levels.levels, quantized[name].scale, weight.dtype))
     return Settled(rows, sets, quantized, notes)
-
-
-def _rounded(levels: Quantized) -> Quantized:
-    """Return the same levels with the scale in float16, where that is in its normal range."""
-    half = torch.tensor(levels.scale, dtype=torch.float64).half()
-    normal = torch.finfo(torch.float16).smallest_normal <= float(half) < float("inf")
-    return replace(levels, scale=float(half)) if normal else levels
 
 
 def finish(

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from secateur import norms
 from secateur.channels import ChannelGraph
 from secateur.errors import NonFiniteError, RecipeError, did_you_mean
-from secateur.sets import ConstraintSet, Unstructured, join
+from secateur.sets import ConstraintSet, Levels, Unstructured, join
 from secateur.sets.base import energy, top_k
 from secateur.sets.intersection import cover
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers whose weight has outputs in dimension 0 and a GEMM matrix behind it."""
+
+BIAS = Levels(bits=8, zero=True)
+"""What the bias of a compressed layer becomes when training is over."""
 
 PATH_ROUNDS = 20
 """Rounds of dropping weights that do not matter and giving their budget to others."""
@@ -118,12 +121,16 @@ class Plan:
             projected = self._project(weights, model)
         return projected
 
-    def _project(self, weights: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:
-        metrics = {
+    def metrics(self, model: nn.Module | None) -> dict[str, Tensor]:
+        """Return what the elements of each layer count for, by layer; those absent count as 1."""
+        return {
             row.layer: norms.metric(model.get_submodule(row.norm), len(row.shape))
             for row in self.compressed
             if row.norm and model is not None
         }
+
+    def _project(self, weights: Mapping[str, Tensor], model: nn.Module | None) -> dict[str, Tensor]:
+        metrics = self.metrics(model)
         sets = self._share(weights, metrics)
         projected = {}
         for row in self.compressed:

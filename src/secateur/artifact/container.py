@@ -47,6 +47,22 @@ def checksum(before: int, identity: bytes, record: bytes) -> int:
     return zlib.crc32(record, zlib.crc32(identity, before))
 
 
+def entry_bytes(record: int) -> int:
+    """Return the bytes that a tensor takes whose record has this many."""
+    return len(varint(record)) + record + _CRC.size
+
+
+def overhead_bytes(metadata: Mapping[str, str], tensors: int, blob: int) -> int:
+    """Return the bytes of a file that are not entries.
+
+    Args:
+        metadata: as :func:`write` takes it.
+        tensors: number of entries.
+        blob: bytes of the blob; only its number of digits matters.
+    """
+    return len(_header(_text(metadata), blob)) + _HEAD.size + len(varint(tensors))
+
+
 def write(
     path: str | os.PathLike[str],
     metadata: Mapping[str, str],
@@ -57,21 +73,30 @@ def write(
 
     The header is written here, since the library orders the metadata differently at every run.
     """
-    text = {KEY: str(VERSION), **dict(sorted(metadata.items()))}
+    text = _text(metadata)
     head = _HEAD.pack(VERSION, _metadata_crc(text), architecture.fingerprint)
     blob = bytearray(head + varint(len(records)))
     running = zlib.crc32(head)
     for identity, record in zip(architecture.identities.values(), records, strict=True):
         running = checksum(running, identity, record)
         blob += varint(len(record)) + record + _CRC.pack(running)
-    tensor = {"dtype": "U8", "shape": [len(blob)], "data_offsets": [0, len(blob)]}
-    header = json.dumps({"__metadata__": text, _BLOB: tensor}, separators=(",", ":")).encode()
-    if len(header) > _MAX_HEADER:
-        raise ArtifactError(f"metadata: {len(header):,} bytes, more than {_MAX_HEADER:,}.")
-    data = struct.pack("<Q", len(header)) + header + blob
+    data = _header(text, len(blob)) + blob
     with atomic(Path(path)) as temporary:
         temporary.write_bytes(data)
     return len(data)
+
+
+def _text(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {KEY: str(VERSION), **dict(sorted(metadata.items()))}
+
+
+def _header(text: Mapping[str, str], blob: int) -> bytes:
+    """Return what safetensors has in front of a blob of this many bytes."""
+    tensor = {"dtype": "U8", "shape": [blob], "data_offsets": [0, blob]}
+    header = json.dumps({"__metadata__": text, _BLOB: tensor}, separators=(",", ":")).encode()
+    if len(header) > _MAX_HEADER:
+        raise ArtifactError(f"metadata: {len(header):,} bytes, more than {_MAX_HEADER:,}.")
+    return struct.pack("<Q", len(header)) + header
 
 
 class Packed:

@@ -106,16 +106,7 @@ def save(
         ArtifactError: the network holds state that is not a tensor, or an unknown dtype.
     """
     architecture = Architecture.of(model)
-    text = dict(metadata or {})
-    for key in (_MODEL, _ARGUMENTS, _WIDTHS, container.KEY):
-        if key in text:
-            raise SecateurError(f"metadata: the key '{key}' is taken; choose another.")
-    if reference is not None:
-        text[_MODEL] = reference
-    if widths:
-        text[_WIDTHS] = widths
-    if arguments:
-        text[_ARGUMENTS] = json.dumps(arguments, separators=(",", ":"), sort_keys=True)
+    text = _text(reference, arguments, widths, metadata)
     levels = _by_first_name(architecture, quantized)
     records, sizes = [], {}
     for name, tensor in architecture.tensors.items():
@@ -124,6 +115,33 @@ def save(
             sizes[name] = storage(tensor, levels.get(name))
     file = container.write(path, text, architecture, records)
     return PackedSize(file, sizes)
+
+
+def overhead_bytes(
+    model: nn.Module,
+    *,
+    reference: str | None,
+    arguments: Mapping[str, JSON] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Return the bytes of a packed file that no tensor's entry takes, before it is written.
+
+    A compressed file may take up to two bytes less for each digit that its length is shorter than
+    that of the dense network.
+
+    Args:
+        model: the network, compressed or not.
+        reference: as :func:`save` takes it.
+        arguments: as :func:`save` takes them.
+        metadata: as :func:`save` takes it.
+
+    Raises:
+        SecateurError: ``metadata`` has a name that is taken.
+        ArtifactError: the network holds state that is not a tensor.
+    """
+    architecture = Architecture.of(model)
+    text = _text(reference, arguments, "", metadata)
+    return container.overhead_bytes(text, len(architecture.tensors), architecture.raw_bytes)
 
 
 def read_header(path: Path) -> Header:
@@ -208,6 +226,26 @@ def _naming(tensor: str) -> Iterator[None]:
         yield
     except (ArtifactError, MembershipError) as error:
         raise type(error)(f"{tensor}: {error}") from None
+
+
+def _text(
+    reference: str | None,
+    arguments: Mapping[str, JSON] | None,
+    widths: str,
+    metadata: Mapping[str, str] | None,
+) -> dict[str, str]:
+    """Return the strings that a file notes."""
+    text = dict(metadata or {})
+    for key in (_MODEL, _ARGUMENTS, _WIDTHS, container.KEY):
+        if key in text:
+            raise SecateurError(f"metadata: the key '{key}' is taken; choose another.")
+    if reference is not None:
+        text[_MODEL] = reference
+    if widths:
+        text[_WIDTHS] = widths
+    if arguments:
+        text[_ARGUMENTS] = json.dumps(arguments, separators=(",", ":"), sort_keys=True)
+    return text
 
 
 def _by_first_name(

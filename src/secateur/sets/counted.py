@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from secateur.errors import SecateurError
 from secateur.sets.base import Pattern
 
@@ -41,6 +43,14 @@ class Counted(Pattern):
     @abstractmethod
     def total(self, shape: Sequence[int]) -> int:
         """Return how many units a weight of this shape has."""
+
+    @abstractmethod
+    def sums(self, gain: Tensor) -> Tensor:
+        """Return the summed gain of each unit.
+
+        Args:
+            gain: of each element, in the shape of the weight.
+        """
 
     def count(self, total: int) -> int:
         """Return how many of ``total`` units may be non-zero; a share is at least one."""

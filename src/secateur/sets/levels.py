@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -110,6 +110,13 @@ def as_quantized(weight: Tensor, levels: Levels) -> Quantized:
         raise SecateurError(f"a tensor of shape {tuple(weight.shape)} is not on {levels}.")
     integers = nearest_levels(weight, scale, (0, *levels.magnitudes))
     return Quantized(integers, scale, levels.bits, levels.zero, levels.spacing)
+
+
+def at_half(quantized: Quantized) -> Quantized:
+    """Return the same levels with the scale in float16, where that is in its normal range."""
+    half = torch.tensor(quantized.scale, dtype=torch.float64).half()
+    normal = torch.finfo(torch.float16).smallest_normal <= float(half) < math.inf
+    return replace(quantized, scale=float(half)) if normal else quantized
 
 
 def at_scale(integers: Tensor, scale: float, dtype: torch.dtype) -> Tensor:

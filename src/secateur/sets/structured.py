@@ -45,26 +45,29 @@ class Grouped(Counted):
 
     def support(self, gain: Tensor) -> Tensor:
         """Mark all elements of the groups of largest positive gain."""
-        sums, numbers = self._sums(gain)
+        sums = self.sums(gain)
         keep = top_k(sums, self.count(len(sums))) & (sums > 0)
-        return keep[numbers].view_as(gain)
+        return keep[self._numbers(gain)].view_as(gain)
 
     def contains(self, weight: Tensor) -> bool:
         """Say whether at most :meth:`count` groups have an element that is not zero."""
-        sums, _ = self._sums((weight != 0).double())
+        sums = self.sums((weight != 0).double())
         return int(sums.count_nonzero()) <= self.count(len(sums))
 
     def cover(self, support: Tensor) -> Tensor:
         """Mark all elements of every group that the support touches."""
-        sums, numbers = self._sums(support.double())
-        return (sums > 0)[numbers].view_as(support)
+        touched = self.sums(support.double()) > 0
+        return touched[self._numbers(support)].view_as(support)
 
-    def _sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of each group, and the group number of each element of ``values``."""
+    def sums(self, gain: Tensor) -> Tensor:
+        """Return the summed gain of each group."""
+        sums = gain.new_zeros(self.total(gain.shape))
+        return sums.index_add_(0, self._numbers(gain), gain.reshape(-1))
+
+    def _numbers(self, values: Tensor) -> Tensor:
+        """Return the group number of each element, flat."""
         shape = _matrix_like(values.shape)
-        numbers = self.groups(shape).to(values.device).expand(shape).reshape(-1)
-        sums = values.new_zeros(self.total(values.shape))
-        return sums.index_add_(0, numbers, values.reshape(-1)), numbers
+        return self.groups(shape).to(values.device).expand(shape).reshape(-1)
 
 
 def _matrix_like(shape: Sequence[int]) -> tuple[int, ...]:

@@ -34,6 +34,10 @@ class Unstructured(Counted):
         """Return the number of weights."""
         return math.prod(shape)
 
+    def sums(self, gain: Tensor) -> Tensor:
+        """Return the gain of each weight."""
+        return gain.flatten()
+
     def support(self, gain: Tensor) -> Tensor:
         """Mark the elements of largest positive gain, at most :meth:`count` of them."""
         return top_k(gain, self.count(gain.numel())) & (gain > 0)
