@@ -111,6 +111,7 @@ def report() -> dict[str, Any]:
         },
         "layers": layers,
         "notes": ["conv1: 3 of 20 channels stay: kept by a view"],
+        "allocations": [],
         "history": [
             *(epoch(None, "train", number) for number in range(3)),
             *(epoch(0, "admm", number, **projected) for number in range(4)),

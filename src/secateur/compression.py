@@ -105,7 +105,7 @@ def compress(
             save_dense(task.model, checkpoints / checkpoint.DENSE)
     accelerator.wait_for_everyone()
 
-    course = Course(task, recipe, plans, checkpoints, main)
+    course = Course(task, recipe, plans, checkpoints, main, console)
     identity = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
     trainer = Trainer(
         task,
@@ -116,10 +116,11 @@ def compress(
         accelerator,
         teacher=course.dense,
     )
-    trainer.run(_segments(recipe, plans), resume, course.after)
+    trainer.run(_segments(recipe, course.plans), resume, course.before, course.after)
     settled = settle(task.model, course.plans, course.notes)
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
+        report["allocations"] = list(course.allocations.values())
         report["seconds"] = time.perf_counter() - started
         _publish(report, folder, console)
     accelerator.wait_for_everyone()
@@ -152,7 +153,9 @@ def _clear(folder: Path) -> None:
     try:
         (folder / checkpoint.FOLDER).mkdir(parents=True, exist_ok=True)
         (folder / REPORT).unlink(missing_ok=True)
-        (folder / checkpoint.FOLDER / checkpoint.NAME).unlink(missing_ok=True)
+        for old in (folder / checkpoint.FOLDER).iterdir():
+            if old.is_file():
+                old.unlink()
     except OSError as error:
         raise SecateurError(f"out: cannot write to {folder} ({error.strerror}).") from error
 

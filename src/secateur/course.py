@@ -1,22 +1,31 @@
-"""What happens between the stages of a run: channels removed, the floor watched."""
+"""What happens between the stages of a run: budgets spent, channels removed, the floor watched."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
+from rich.console import Console
 from torch import nn
 
+from secateur.allocation import Budget, allocate, apply
+from secateur.artifact import packed
 from secateur.channels import compact
+from secateur.data import first
 from secateur.engine import checkpoint
-from secateur.engine.evaluate import mean_score
+from secateur.engine.evaluate import mean_score, outputs
 from secateur.engine.trainer import Segment, Trainer
-from secateur.errors import ChannelError, SecateurError
+from secateur.errors import ChannelError, RecipeError, SecateurError
+from secateur.files import atomic
 from secateur.finish import dense_copy, load_dense, save_dense
 from secateur.plan import Plan
 from secateur.recipe import Recipe
+from secateur.report.allocation import allocation_table
 from secateur.task import Task
 
 REACHED = "reached.safetensors"
@@ -33,9 +42,11 @@ class Course:
         plans: of the stages; those of stages that were undone are taken away.
         folder: of the checkpoints.
         main: whether this process writes files.
+        console: where allocations are printed.
 
     Attributes:
         notes: what a reader of the report should know.
+        allocations: by stage, where its budget went and why (``Allocation.to_dict``).
     """
 
     task: Task
@@ -43,14 +54,76 @@ class Course:
     plans: list[Plan]
     folder: Path
     main: bool
+    console: Console
     notes: list[str] = field(default_factory=list)
+    allocations: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.untrained = copy.deepcopy(self.task.model)
+        for stage in range(len(self.plans)):
+            if self._allocation(stage).exists():
+                self._spend(stage, json.loads(self._allocation(stage).read_text()))
 
     def dense(self) -> nn.Module:
         """Return the trained network as it was before the first stage."""
         return dense_copy(self.untrained, self.folder / checkpoint.DENSE)
+
+    def before(self, segment: Segment, trainer: Trainer) -> None:
+        """Distribute the budget of a stage that begins over the layers as they are now.
+
+        Raises:
+            RecipeError: the budget cannot be met.
+        """
+        stage, method = segment.stage, segment.method
+        if stage is None or method is None or self.recipe.stages[stage].budget is None:
+            return
+        if stage not in self.allocations:
+            self._spend(stage, self._allocate(stage))
+            self._keep_allocation(stage)
+            trainer.accelerator.wait_for_everyone()
+        self.console.print(allocation_table(self.allocations[stage], f"stage {stage}: budget"))
+        method.target = self.plans[stage]
+
+    def _allocate(self, number: int) -> dict[str, Any]:
+        stage, task = self.recipe.stages[number], self.task
+        choice, plan = stage.allocation, self.plans[number].fitted(task.model)
+        assert choice is not None
+        some = first(task.train, choice.samples)
+
+        @torch.no_grad()
+        def loss(model: nn.Module) -> float:
+            return float(task.loss(*outputs(model, some)))
+
+        try:
+            return allocate(
+                task.model,
+                plan,
+                Budget.parse(stage.budget),
+                by=choice.by,
+                loss=loss,
+                bits=choice.bits,
+                fixed=[row.layer for row in plan.compressed if row.stated],
+                overhead=packed.overhead_bytes(
+                    task.model,
+                    reference=task.reference,
+                    arguments=task.arguments,
+                    metadata=task.metadata,
+                ),
+            ).to_dict()
+        except RecipeError as error:
+            raise RecipeError(f"stages[{number}].{error}") from error
+
+    def _spend(self, stage: int, allocation: dict[str, Any]) -> None:
+        self.allocations[stage] = allocation
+        self.plans[stage] = apply(self.plans[stage], allocation)
+
+    def _allocation(self, stage: int) -> Path:
+        return self.folder / f"allocation-{stage}.json"
+
+    def _keep_allocation(self, stage: int) -> None:
+        if self.main:
+            with atomic(self._allocation(stage)) as temporary:
+                temporary.write_text(json.dumps(self.allocations[stage]))
 
     def after(self, segment: Segment, trainer: Trainer) -> bool:
         """Do what is due when a segment has ended; say whether training goes on.

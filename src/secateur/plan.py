@@ -41,6 +41,7 @@ class Row:
         pooled: whether its ``keep`` is a share of the plan's global budget.
         note: why it stays dense, in plain words.
         norm: the BatchNorm whose scale weighs its filters; empty if they count as they are.
+        stated: whether what it keeps was said for it by name.
     """
 
     layer: str
@@ -50,6 +51,7 @@ class Row:
     pooled: bool = False
     note: str = ""
     norm: str = ""
+    stated: bool = False
 
     @property
     def weights(self) -> int:
@@ -306,7 +308,12 @@ def _row(
     change = exceptions[matching[0]]
     if isinstance(change, str):
         return replace(row, note=f"left dense by '{matching[0]}'")
-    return replace(row, set=_changed(target, change, matching[0]))
+    stated = any(
+        key in ("density", "keep")
+        for part in (change, *(each for each in change.values() if isinstance(each, Mapping)))
+        for key in part
+    )
+    return replace(row, set=_changed(target, change, matching[0]), stated=stated)
 
 
 def _rank(pattern: str, name: str) -> int:

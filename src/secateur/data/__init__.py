@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.data.fetch import get
 from secateur.data.named import NAMED
-from secateur.data.splits import DataSplits, InMemory, collate_fn
+from secateur.data.splits import DataSplits, InMemory, collate_fn, first
 from secateur.data.store import IDX_SETS, default_root
 from secateur.data.user import from_callable, from_folder
 from secateur.errors import DataError, did_you_mean
@@ -20,6 +20,7 @@ __all__ = [
     "available",
     "collate_fn",
     "default_root",
+    "first",
     "get",
     "load",
 ]

@@ -61,6 +61,13 @@ def collate_fn(dataset: Dataset[Any]) -> Callable[[Any], Any] | None:
     return _as_is if isinstance(dataset, InMemory) else None
 
 
+def first(dataset: Dataset[Any], samples: int) -> Dataset[Any]:
+    """Return the first so many samples of a data set, or all if it has fewer."""
+    if isinstance(dataset, InMemory):
+        return InMemory(dataset.inputs[:samples], dataset.targets[:samples])
+    return Subset(dataset, range(min(samples, len(dataset))))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class DataSplits:
     """One data set, split.
@@ -90,7 +97,4 @@ class DataSplits:
             raise DataError(
                 f"data.train_samples: {samples:,} of {self.name}, which has {available:,}."
             )
-        train = self.train
-        if isinstance(train, InMemory):
-            return replace(self, train=InMemory(train.inputs[:samples], train.targets[:samples]))
-        return replace(self, train=Subset(train, range(samples)))
+        return replace(self, train=first(self.train, samples))

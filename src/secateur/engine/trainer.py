@@ -129,6 +129,7 @@ class Trainer:
         self,
         segments: Sequence[Segment],
         resume: bool = False,
+        before: Callable[[Segment, Trainer], None] = lambda segment, trainer: None,
         after: Callable[[Segment, Trainer], bool] = lambda segment, trainer: True,
     ) -> None:
         """Train through all segments.
@@ -136,6 +137,7 @@ class Trainer:
         Args:
             segments: in order.
             resume: continue from ``folder`` if it holds a checkpoint of the same request.
+            before: called with each segment that opens a stage, or in which training resumes.
             after: called with each segment at its end, and again if resumed from there; training
                 ends when it returns False.
 
@@ -158,6 +160,8 @@ class Trainer:
             for number, segment in enumerate(segments):
                 if saved and number < saved["segment"]:
                     continue
+                if segment.opens or saved:
+                    before(segment, self)
                 self._segment(number, segment, saved)
                 saved = None
                 if not after(segment, self):

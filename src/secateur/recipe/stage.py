@@ -10,15 +10,16 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from secateur.errors import SecateurError, did_you_mean
+from secateur.allocation import Budget
+from secateur.errors import RecipeError, SecateurError, did_you_mean
 from secateur.methods import METHODS
 from secateur.recipe.problems import Problems, join, kind, show
 from secateur.recipe.set_options import option_names, options_model
 from secateur.sets import SETS, ConstraintSet, Levels, Pattern, Unstructured
 
-FIXED = ("method", "set", "scope", "metric", "path_aware", "layers")
+FIXED = ("method", "set", "scope", "metric", "path_aware", "layers", "budget", "allocation")
 TARGETS = ("density", "keep")
 """Two ways to say how much stays; one replaces the other."""
 DEFAULT_DENSITY = 0.1
@@ -27,6 +28,18 @@ METRICS = ("plain", "batchnorm")
 
 SetOptions = dict[str, dict[str, Any]]
 """Options by the name of their constraint set; several sets together are an intersection."""
+
+
+class AllocationChoice(BaseModel):
+    """How a budget is distributed over the layers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: Literal["magnitude", "sensitivity"] = Field(
+        "magnitude", description="one threshold for all layers, or measured losses"
+    )
+    bits: tuple[int, ...] = Field((), description="widths to choose from, by sensitivity")
+    samples: int = Field(2000, ge=1, description="training samples that losses are measured on")
 
 
 class Stage(BaseModel):
@@ -41,6 +54,9 @@ class Stage(BaseModel):
         metric: ``batchnorm`` compares filters by what they are worth after their BatchNorm,
             ``plain`` as they are.
         path_aware: whether budgets go past weights that do not matter to any output.
+        budget: of the whole network (``Budget.to_dict``), distributed over its layers when the
+            stage begins; it replaces density and keep.
+        allocation: how.
         layers: exceptions by pattern (a name, a glob or a module type): set options that replace
             those of the stage, or ``dense``.
     """
@@ -53,6 +69,8 @@ class Stage(BaseModel):
     scope: Literal["global", "layer"] = "global"
     metric: Literal["plain", "batchnorm"] = "plain"
     path_aware: bool = False
+    budget: dict[str, Any] | None = None
+    allocation: AllocationChoice | None = None
     layers: dict[str, dict[str, Any] | Literal["dense"]] = {}
 
     @property
@@ -64,7 +82,12 @@ class Stage(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Return the stage as a recipe states it, with every option."""
         names = list(self.sets)
-        written = _written(self.sets, names)
+        dropped = TARGETS if self.budget else ()
+        options = {
+            name: {key: value for key, value in self.sets[name].items() if key not in dropped}
+            for name in names
+        }
+        written = _written(options, names)
         flat = {"set": names[0] if len(names) == 1 else names, **written}
         return {
             "method": self.method,
@@ -72,9 +95,15 @@ class Stage(BaseModel):
             "scope": self.scope,
             "metric": self.metric,
             "path_aware": self.path_aware,
+            **self._budget(),
             "layers": dict(self.layers),
             **self.options.model_dump(mode="json"),
         }
+
+    def _budget(self) -> dict[str, Any]:
+        if self.budget is None or self.allocation is None:
+            return {}
+        return {"budget": self.budget, "allocation": self.allocation.model_dump(mode="json")}
 
 
 def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
@@ -114,6 +143,11 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
             names.append(Levels.name)
         given = _flat_options(names, chosen, path, problems)
         places = dict.fromkeys(names, path)
+    stated = [key for options in given.values() for key in options if key in TARGETS]
+    budget = _parse_budget(raw, stated, path, problems)
+    allocation = problems.validate(
+        AllocationChoice, raw.get("allocation", {}), join(path, "allocation")
+    )
     sets = _checked({name: given.get(name, {}) for name in names}, places, problems)
     if len(problems.found) > before or options is None:
         return None
@@ -127,8 +161,30 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
         scope=scope,
         metric=metric,
         path_aware=path_aware,
+        budget=budget,
+        allocation=allocation,
         layers=layers,
     )
+
+
+def _parse_budget(
+    raw: Mapping[str, Any], stated: Sequence[str], path: str, problems: Problems
+) -> dict[str, Any] | None:
+    """Check a budget, which must be the only thing that says how much stays."""
+    if raw.get("budget") is None:
+        if "allocation" in raw:
+            problems.add(join(path, "allocation"), "there is no budget to distribute; give one.")
+        return None
+    if stated:
+        problems.add(
+            join(path, "budget"), f"{show(raw['budget'])} stands beside {stated[0]}; give only one."
+        )
+    try:
+        return Budget.parse(raw["budget"]).to_dict()
+    except RecipeError as error:
+        place, _, text = str(error).partition(": ")
+        problems.add(join(path, place), text)
+        return None
 
 
 def _parse_layers(

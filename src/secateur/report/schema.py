@@ -155,6 +155,7 @@ class Report(_Part):
     parity: Parity
     layers: list[Layer]
     notes: list[str]
+    allocations: list[dict[str, Any]]
     history: list[Epoch]
     seconds: float
 

@@ -1,0 +1,92 @@
+"""Budgets in recipes: distributed when a stage begins, the same after a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import secateur as sc
+from secateur.engine.trainer import Trainer
+from secateur.errors import RecipeError
+from tiny import digits_task
+
+TRAIN = {"epochs": 2, "batch_size": 64, "lr": 5e-3, "threads": 1}
+LIGHT = {"method": "admm", "epochs": 1, "retrain_epochs": 2}
+
+
+def recipe(*stages: dict[str, Any]) -> dict[str, Any]:
+    return {"train": TRAIN, "stages": [{**LIGHT, **stage} for stage in stages]}
+
+
+def test_a_file_budget_by_sensitivity_is_met(tmp_path: Path) -> None:
+    stage = {
+        "budget": {"file": "1.6kB"},
+        "bits": 4,
+        "allocation": {"by": "sensitivity", "bits": [2, 3, 4], "samples": 200},
+    }
+    report = sc.compress(digits_task(), recipe(stage), out=tmp_path).report
+    assert 0.8 * 1600 < report["storage"]["file"]["packed"] <= 1600
+    assert report["accuracy"]["compressed"] > 0.7
+
+
+def test_two_budgets_with_a_cut_between_and_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = recipe({"budget": {"weights": "8x"}, "path_aware": True}, {"budget": {"weights": 900}})
+    whole = sc.compress(digits_task(), stages, out=tmp_path / "whole")
+    assert whole.report["storage"]["weights"]["kept"] <= 900
+    save, saved = Trainer._save, 0
+
+    def stopping(self: Trainer, *arguments: Any) -> None:
+        nonlocal saved
+        save(self, *arguments)
+        saved += 1
+        if saved == 6:  # in the first epoch of the second stage
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            sc.compress(digits_task(), stages, out=tmp_path / "stopped")
+    sc.compress(digits_task(), stages, out=tmp_path / "stopped", resume=True)
+    files = [(tmp_path / each / "model.secateur").read_bytes() for each in ("whole", "stopped")]
+    assert files[0] == files[1]
+
+
+def test_what_a_layer_is_told_by_name_stays(tmp_path: Path) -> None:
+    stages = recipe({"budget": {"weights": "10x"}, "layers": {"3": {"keep": 200}}})
+    report = sc.compress(digits_task(), stages, out=tmp_path).report
+    assert {entry["name"]: entry["kept"] for entry in report["layers"]}["3"] in range(150, 201)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"budget": {"weights": "10x"}, "density": 0.1}, r"stages\[0\]\.budget: .* beside density"),
+        ({"budget": {"weigths": "10x"}}, r"stages\[0\]\.budget: there is no kind 'weigths'"),
+        ({"budget": {"file": "1.5 lb"}}, r"stages\[0\]\.budget\.file: '1\.5 lb' has the unknown"),
+        ({"budget": 7}, r"stages\[0\]\.budget: 7 is not a map"),
+        ({"allocation": {"by": "magnitude"}}, r"stages\[0\]\.allocation: there is no budget"),
+        (
+            {"budget": {"weights": "9x"}, "allocation": {"by": "guess"}},
+            r"stages\[0\]\.allocation\.by",
+        ),
+    ],
+)
+def test_recipes_that_make_no_sense(stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        sc.load_recipe({"model": "a:b", "data": "digits", **recipe(stage)})
+
+
+def test_an_impossible_budget_is_refused_when_its_stage_begins(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"stages\[0\]\.budget\.file: 100 bytes"):
+        sc.compress(digits_task(), recipe({"budget": {"file": 100}, "bits": 2}), out=tmp_path)
+
+
+def test_a_recipe_with_a_budget_survives_writing_and_reading() -> None:
+    stage = {"budget": {"file": "1.5kB"}, "bits": 3, "allocation": {"by": "sensitivity"}}
+    first = sc.load_recipe({"model": "a:b", "data": "digits", **recipe(stage)})
+    assert sc.load_recipe(first.to_dict()).to_dict() == first.to_dict()
+    assert first.to_dict()["stages"][0]["budget"] == {"file": 1500}
