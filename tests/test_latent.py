@@ -223,6 +223,12 @@ def test_free_values_move_between_shares_and_all_move_at_the_end() -> None:
         assert torch.equal(held.latent == start, held.snapped & (phase is first))
 
 
+def test_without_levels_no_step_is_for_the_edges() -> None:
+    model = deep_model()
+    method = ADMM(Unstructured(density=0.3), edges_last=True).attach(model)
+    assert method.plan is method.full_plan
+
+
 def test_phases_share_the_epochs_and_only_levels_have_shares() -> None:
     options = {"epochs": 3, "retrain_epochs": 10, "steps": [0.5, 1.0], "snap": [0.3, 0.6, 1.0]}
 

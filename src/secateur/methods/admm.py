@@ -87,11 +87,16 @@ class ADMM(RetrainedMethod):
         rungs = RUNGS if o.rho_schedule == "ladder" else 1
         easier = len(o.steps) - 1
         phases = []
-        for step in range(len(o.steps) + (o.edges_last and self.quantizes)):
+        for step in range(len(o.steps) + self.edges_last):
             for rung, epochs in enumerate(divided(o.epochs, rungs)):
                 phases.append(Phase("admm", epochs, o.lr, step, rung, o.cycles))
             phases += self.retraining(step, self.quantizes and step >= easier)
         return tuple(phases)
+
+    @property
+    def edges_last(self) -> bool:
+        """Whether there is a step for the levels of the first and the last layer."""
+        return self.options.edges_last and self.quantizes
 
     def begin(self, phase: Phase, steps: int) -> None:
         """Start the ADMM phase from Z = project(W), U = 0, or retraining from hard weights."""
@@ -121,7 +126,7 @@ class ADMM(RetrainedMethod):
         o = self.options
         if step < len(o.steps) - 1:
             return self.full_plan.relaxed(o.steps[step])
-        if step == len(o.steps) or not o.edges_last:
+        if step == len(o.steps) or not self.edges_last:
             return self.full_plan
         names = [row.layer for row in self.full_plan.compressed]
         rows = zip(self.full_plan.rows, self.full_plan.without_levels().rows, strict=True)
