@@ -6,33 +6,35 @@ Minimize f(W) subject to W_i in S_i. With an auxiliary copy Z and the scaled dua
     Z: Z_i = project(W_i + U_i) onto S_i
     U: U_i = U_i + W_i - Z_i
 
-while rho grows; then project W itself (hard pruning) and retrain what is left.
+while rho grows; then project W itself (hard pruning) and retrain what is left. Progressive steps
+repeat both on the way to the target; the first and the last layer, which bear quantization least,
+may get their levels in a step of their own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError
-from secateur.methods.base import UPDATES, Method, MethodOptions, Phase, register
+from secateur.methods.base import UPDATES, Phase, register
+from secateur.methods.retrain import RetrainedMethod, RetrainOptions, RisingToOne, divided
 from secateur.methods.rho import RUNGS, Schedule, first_rho, growth_factor, next_rho
 from secateur.methods.support import FrozenSupport
-from secateur.sets import ConstraintSet
+from secateur.plan import Plan
 
 
-class ADMMOptions(MethodOptions):
+class ADMMOptions(RetrainOptions):
     """Options of ADMM; the defaults suit a few minutes of training on MNIST-sized data."""
 
     epochs: int = Field(10, ge=1, description="epochs of the ADMM phase, per progressive step")
-    retrain_epochs: int = Field(10, ge=0, description="epochs of masked retraining, per step")
     lr: float | None = Field(None, gt=0, description="peak learning rate of the ADMM phase")
-    retrain_lr: float | None = Field(None, gt=0, description="peak learning rate of retraining")
     rho: float = Field(1e-3, gt=0, description="first penalty weight")
     rho_max: float = Field(0.3, gt=0, description="penalty weight that growth ends at")
     rho_growth: float | None = Field(
@@ -47,31 +49,23 @@ class ADMMOptions(MethodOptions):
     cycles: int = Field(
         1, ge=1, description="how often the learning rate restarts within an ADMM phase"
     )
-    distill: float = Field(
-        0.0, ge=0, le=1, description="share of the retraining loss that is the dense network's"
-    )
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay per step of weight averaging in retraining; 0 is off"
-    )
     interval: int | None = Field(
         None, ge=1, description="optimizer steps between updates of Z and U; by default 100 updates"
     )
-    steps: tuple[float, ...] = Field(
+    steps: RisingToOne = Field(
         (1.0,),
-        min_length=1,
-        description="progressive steps: exponents e of the target, density**e; the last is 1",
+        description="progressive steps, each of epochs and retrain_epochs: exponents e of the "
+        "target, density**e; the last is 1",
     )
-
-    @field_validator("steps")
-    @classmethod
-    def _ends_at_the_target(cls, steps: tuple[float, ...]) -> tuple[float, ...]:
-        if steps[-1] != 1 or steps[0] <= 0 or list(steps) != sorted(set(steps)):
-            raise ValueError("should rise from above 0 to 1, for example [0.7, 1]")
-        return steps
+    edges_last: bool = Field(
+        False,
+        description="whether the first and the last planned layer get their levels in one more "
+        "step, of epochs and retrain_epochs again, after all others",
+    )
 
 
 @register
-class ADMM(Method):
+class ADMM(RetrainedMethod):
     """ADMM-regularized training, hard projection, masked retraining, in progressive steps."""
 
     name = "admm"
@@ -83,57 +77,70 @@ class ADMM(Method):
         """Bind to a model; zeros that its planned weights already have will stay zero."""
         super().attach(model)
         self.full_plan = self.plan.within(self.weights)
-        self.support = FrozenSupport(self.full_plan, model)
-        self._start(exponent=self.options.steps[0], interval=self.options.interval or UPDATES)
+        self.support = FrozenSupport(self.full_plan, model, self.options.scale == "trained")
+        self._start(step=0, interval=self.options.interval or UPDATES)
         return self
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return an ADMM phase and a retraining phase for each progressive step."""
+        """Return an ADMM phase and retraining for each progressive step."""
         o = self.options
         rungs = RUNGS if o.rho_schedule == "ladder" else 1
+        easier = len(o.steps) - 1
         phases = []
-        for step in range(len(o.steps)):
-            for rung in range(rungs):
-                epochs = o.epochs * (rung + 1) // rungs - o.epochs * rung // rungs
+        for step in range(len(o.steps) + self.edges_last):
+            for rung, epochs in enumerate(divided(o.epochs, rungs)):
                 phases.append(Phase("admm", epochs, o.lr, step, rung, o.cycles))
-            phases.append(
-                Phase(
-                    "retrain",
-                    o.retrain_epochs,
-                    o.retrain_lr,
-                    step,
-                    distill=o.distill,
-                    average=o.average,
-                )
-            )
+            phases += self.retraining(step, self.quantizes and step >= easier)
         return tuple(phases)
+
+    @property
+    def edges_last(self) -> bool:
+        """Whether there is a step for the levels of the first and the last layer."""
+        return self.options.edges_last and self.quantizes
 
     def begin(self, phase: Phase, steps: int) -> None:
         """Start the ADMM phase from Z = project(W), U = 0, or retraining from hard weights."""
         if phase.name == "admm":
             interval = self.options.interval or max(1, phase.epochs * steps // UPDATES)
             updates = phase.epochs * steps // interval
-            self._start(self.options.steps[phase.step], interval, updates, phase.rung)
+            self._start(phase.step, interval, updates, phase.rung)
         else:
-            self.harden()
+            self.harden(phase.snap)
 
-    def _start(self, exponent: float, interval: int, updates: int = 0, rung: int = 0) -> None:
+    def _start(self, step: int, interval: int, updates: int = 0, rung: int = 0) -> None:
         o = self.options
-        self.exponent = exponent
-        self.plan = self.full_plan.relaxed(exponent)
-        self.support.release_levels()
+        self.progressive_step, self.plan = step, self._plan_of(step)
+        if step < len(o.steps):
+            self.support.release_levels()
         self.support.freeze_zeros()
         self.interval, self.count = interval, 0
         self.rho = first_rho(o.rho_schedule, o.rho, o.rho_max, rung)
         self.growth = o.rho_growth or growth_factor(o.rho_schedule, o.rho, o.rho_max, updates)
-        weights = self._planned()
-        self.z = self.plan.project(weights, self.model)
-        self.u = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        self.u: dict[str, Tensor] = {}
+        self.z = self._project()
+        self.u = {name: torch.zeros_like(z) for name, z in self.z.items()}
         self.residuals: dict[str, float] = {}
 
-    def _planned(self) -> dict[str, Tensor]:
-        """Return the weights of the present step's plan, detached."""
-        return {row.parameter: self.weights[row.parameter].detach() for row in self.plan.compressed}
+    def _plan_of(self, step: int) -> Plan:
+        """Return what a progressive step aims at: the full target in the last one."""
+        o = self.options
+        if step < len(o.steps) - 1:
+            return self.full_plan.relaxed(o.steps[step])
+        if step == len(o.steps) or not self.edges_last:
+            return self.full_plan
+        names = [row.layer for row in self.full_plan.compressed]
+        rows = zip(self.full_plan.rows, self.full_plan.without_levels().rows, strict=True)
+        edges = (names[0], names[-1])
+        return replace(
+            self.full_plan, rows=tuple(free if row.layer in edges else row for row, free in rows)
+        )
+
+    def _project(self) -> dict[str, Tensor]:
+        """Return project(W + U) for the weights of this step's plan that are not on levels yet."""
+        weights = {name: weight.detach() for name, weight in self.weights.items()}
+        shifted = weights | {name: weights[name] + u for name, u in self.u.items()}
+        projected = self.plan.project(shifted, self.model)
+        return {name: z for name, z in projected.items() if name not in self.support.latent}
 
     def penalty(self) -> Tensor:
         """Return sum_i rho/2 ||W_i - Z_i + U_i||^2; zero while retraining or if decoupled."""
@@ -174,8 +181,8 @@ class ADMM(Method):
     @torch.no_grad()
     def update(self) -> None:
         """Do the Z-step and the U-step, then let rho grow, rescaling U to the new rho."""
-        weights = self._planned()
-        z = self.plan.project({name: w + self.u[name] for name, w in weights.items()}, self.model)
+        weights = {name: self.weights[name].detach() for name in self.z}
+        z = self._project()
         norm = _norm(weights.values())
         primal = _norm(w - z[name] for name, w in weights.items())
         dual = _norm(z[name] - self.z[name] for name in z)
@@ -187,28 +194,23 @@ class ADMM(Method):
             self.u[name].add_(weight).sub_(z[name]).mul_(self.rho / following)
         self.rho = following
 
-    def harden(self) -> None:
-        """Project W itself, freeze its zeros and levels, and drop Z and U: W is feasible now."""
-        self.write(self.plan.project(self._planned(), self.model))
+    def harden(self, share: float = 1.0) -> None:
+        """Project W itself, freeze its zeros and levels, and drop Z and U."""
+        super().harden(share)
         self.z, self.u, self.residuals = {}, {}, {}
-        self.support.freeze_zeros()
-        self.support.freeze_levels(self.sets())
 
     def finalize(self) -> nn.Module:
         """Project onto the full target if training has not yet ended there; return the model."""
-        if self.z or self.exponent != 1:
+        if self.approximate or self.plan is not self.full_plan:
             self.plan = self.full_plan
             self.harden()
+        self.support.unhook()
         return self.model
-
-    def sets(self) -> dict[str, ConstraintSet]:
-        """Return, by layer, the set that holds its weight now."""
-        return self.plan.sets(self._planned())
 
     @property
     def approximate(self) -> bool:
-        """True in the ADMM phase, False from hard projection on."""
-        return bool(self.z)
+        """True in the ADMM phase, and in retraining until all levels are in place."""
+        return bool(self.z) or self.support.partial
 
     def metrics(self) -> dict[str, float]:
         """Return rho and the primal and dual residuals, each relative to the norm of W."""
@@ -221,7 +223,7 @@ class ADMM(Method):
             "u": self.u,
             "rho": self.rho,
             "growth": self.growth,
-            "exponent": self.exponent,
+            "progressive_step": self.progressive_step,
             "interval": self.interval,
             "count": self.count,
             "support": self.support.state_dict(),
@@ -232,10 +234,12 @@ class ADMM(Method):
         self.z, self.u = dict(state["z"]), dict(state["u"])
         self.rho, self.growth = state["rho"], state["growth"]
         self.interval, self.count = state["interval"], state["count"]
-        self.exponent = state["exponent"]
-        self.plan = self.full_plan.relaxed(self.exponent)
+        self.progressive_step, self.plan = (
+            state["progressive_step"],
+            self._plan_of(state["progressive_step"]),
+        )
         self.residuals = {}
-        self.support.load_state_dict(state["support"], {} if self.z else self.sets())
+        self.support.load_state_dict(state["support"])
 
 
 class Proximity(torch.autograd.Function):

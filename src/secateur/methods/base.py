@@ -51,6 +51,7 @@ class Phase:
         distill: share of the loss that is agreement with the dense network, in [0, 1].
         average: decay per step of an exponential moving average of the weights, which replaces
             them at the end; 0 for none.
+        snap: share of each quantized layer's non-zeros that are on their levels in it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Phase:
     cycles: int = 1
     distill: float = 0.0
     average: float = 0.0
+    snap: float = 1.0
 
 
 class Method(ABC):
@@ -146,11 +148,15 @@ class Method(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
 
+    def members(self) -> dict[str, Tensor]:
+        """Return the planned weights as they would be if projected now."""
+        return self.plan.project(self.weights, self.model)
+
     @contextmanager
     def projected(self) -> Iterator[None]:
         """Within this context the model holds its weights as they would be if projected now."""
         before = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.write(self.plan.project(before, self.model))
+        self.write(self.members())
         try:
             yield
         finally:

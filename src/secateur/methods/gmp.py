@@ -18,24 +18,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateur.methods.base import UPDATES, Method, MethodOptions, Phase, register
+from secateur.methods.base import UPDATES, Phase, register
+from secateur.methods.retrain import RetrainedMethod, RetrainOptions
 from secateur.methods.support import FrozenSupport
-from secateur.sets import ConstraintSet
 
 
-class GMPOptions(MethodOptions):
+class GMPOptions(RetrainOptions):
     """Options of gradual magnitude pruning; those it shares with ADMM have the same names."""
 
     epochs: int = Field(10, ge=1, description="epochs in which sparsity rises to the target")
-    retrain_epochs: int = Field(10, ge=0, description="epochs of masked retraining")
     lr: float | None = Field(None, gt=0, description="peak learning rate while sparsity rises")
-    retrain_lr: float | None = Field(None, gt=0, description="peak learning rate of retraining")
-    distill: float = Field(
-        0.0, ge=0, le=1, description="share of the retraining loss that is the dense network's"
-    )
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay per step of weight averaging in retraining; 0 is off"
-    )
     interval: int | None = Field(
         None, ge=1, description="optimizer steps between prunings; by default 100 prunings"
     )
@@ -45,7 +37,7 @@ class GMPOptions(MethodOptions):
 
 
 @register
-class GMP(Method):
+class GMP(RetrainedMethod):
     """Magnitude pruning along a cubic schedule of sparsity, then masked retraining.
 
     One exponent e relaxes the whole plan, so that a layer of final density d has d^e: the total
@@ -65,17 +57,14 @@ class GMP(Method):
         super().attach(model)
         self.plan = self.plan.within(self.weights)
         self.patterns = self.plan.without_levels()
-        self.support = FrozenSupport(self.plan, model)
+        self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")
         self._start(self.options.interval or 10, UPDATES)
         return self
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the phase in which sparsity rises, and retraining at the target."""
         o = self.options
-        return (
-            Phase("gmp", o.epochs, o.lr),
-            Phase("retrain", o.retrain_epochs, o.retrain_lr, distill=o.distill, average=o.average),
-        )
+        return (Phase("gmp", o.epochs, o.lr), *self.retraining(0, self.quantizes))
 
     def begin(self, phase: Phase, steps: int) -> None:
         """Start the schedule, whose last update is within the phase, or retraining."""
@@ -86,7 +75,7 @@ class GMP(Method):
             if self.options.initial_density:
                 self.update()
         else:
-            self.harden()
+            self.harden(phase.snap)
 
     def _start(self, interval: int, updates: int) -> None:
         self.interval, self.updates, self.count = interval, updates, 0
@@ -122,27 +111,22 @@ class GMP(Method):
         density = self.final + (self.initial - self.final) * left**3
         return math.log(density) / math.log(self.final) if 0 < self.final < 1 else 1.0
 
-    def harden(self) -> None:
-        """Project onto the target, levels included, and freeze zeros and levels."""
-        self.write(self.plan.project(self.weights, self.model))
+    def harden(self, share: float = 1.0) -> None:
+        """Project onto the target, and freeze zeros and a share of the levels."""
+        super().harden(share)
         self.hard = True
-        self.support.freeze_zeros()
-        self.support.freeze_levels(self.sets())
 
     def finalize(self) -> nn.Module:
         """Project onto the target if training has not yet ended there; return the model."""
-        if not self.hard:
+        if self.approximate:
             self.harden()
+        self.support.unhook()
         return self.model
-
-    def sets(self) -> dict[str, ConstraintSet]:
-        """Return, by layer, the set that holds its weight once it is hard."""
-        return self.plan.sets(self.weights)
 
     @property
     def approximate(self) -> bool:
-        """True while sparsity rises, False from retraining on."""
-        return not self.hard
+        """True while sparsity rises, and until all levels are in place."""
+        return not self.hard or self.support.partial
 
     def metrics(self) -> dict[str, float]:
         """Return the density of all planned weights together."""
@@ -165,7 +149,7 @@ class GMP(Method):
         self.interval, self.updates = state["interval"], state["updates"]
         self.count, self.hard = state["count"], state["hard"]
         self.initial, self.final = state["initial"], state["final"]
-        self.support.load_state_dict(state["support"], self.sets() if self.hard else {})
+        self.support.load_state_dict(state["support"])
 
 
 def _density(weights: Mapping[str, Tensor]) -> float:

@@ -174,7 +174,7 @@ def best_scale(weight: Tensor, grid: Sequence[int]) -> float:
         if refined == scale:
             break
         scale = refined
-    return _to_float32(scale, weight.dtype)
+    return storable_scale(scale, weight.dtype)
 
 
 def refine_scale(weight: Tensor, scale: float, grid: Sequence[int]) -> float:
@@ -183,7 +183,7 @@ def refine_scale(weight: Tensor, scale: float, grid: Sequence[int]) -> float:
     magnitudes = weight.detach().double().abs().flatten()
     levels = _nearest(magnitudes / scale, grid)
     square = float(levels @ levels)
-    return _to_float32(float(magnitudes @ levels) / square, weight.dtype) if square else scale
+    return storable_scale(float(magnitudes @ levels) / square, weight.dtype) if square else scale
 
 
 def _walk_breakpoints(magnitudes: Tensor, grid: Sequence[int]) -> float:
@@ -256,7 +256,7 @@ def _candidates(low: float, high: float) -> list[float]:
     return [scale for scale in rounded if 0 < scale < math.inf and low <= scale <= high]
 
 
-def _to_float32(scale: float, dtype: torch.dtype) -> float:
+def storable_scale(scale: float, dtype: torch.dtype) -> float:
     """Round to float32, but not below the smallest number that ``dtype`` can hold."""
     limits = torch.finfo(dtype)
     least = limits.smallest_normal * limits.eps
