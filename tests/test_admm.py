@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.errors import RecipeError
 from secateur.methods import ADMM, Phase
+from secateur.methods.purify import purified
 from secateur.methods.rho import next_rho
 from secateur.plan import build_plan
 from secateur.sets import (
@@ -237,3 +238,17 @@ def test_decoupled_pull_is_the_proximal_step_under_every_optimizer(kind: type) -
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         ADMM(Unstructured(density=0.1), **options)
+
+
+def test_purification_drops_just_the_empty_and_weak_channels() -> None:
+    weight = torch.zeros(3, 4, 2, 2)
+    weight[:, 0] = 1.0  # full
+    weight[:, 1, 0, 0] = 0.01  # three of four columns empty, and weak
+    weight[:, 2, 1, 1] = 5.0  # three of four columns empty, but strong
+    weight[:, 3] = 0.01  # weak, but no column is empty
+    result = purified(weight, emptiness=0.75, importance=0.5)
+    assert torch.equal(result[:, 1], torch.zeros(3, 2, 2))
+    others = [0, 2, 3]
+    assert torch.equal(result[:, others], weight[:, others])
+    assert torch.equal(purified(weight, 0.76, 0.5), weight)
+    assert torch.equal(purified(torch.zeros(2, 2), 0.1, 0.1), torch.zeros(2, 2))

@@ -41,6 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
         {"rho": 0.1, "interval": 5, "edges_last": True}
         | {"scale": "trained", "snap": [0.5, 1.0], "retrain_epochs": 2},
     ),
+    "admm purified": ("admm", {"rho": 0.1, "interval": 5, "purify": [0.5, 0.9]}),
     "gmp": ("gmp", {"interval": 4}),
     "gmp guided": ("gmp", {"initial_density": 0.9, "distill": 0.5, "average": 0.9}),
     "gmp by shares": (

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from secateur.errors import RecipeError
 from secateur.methods.base import UPDATES, Phase, register
+from secateur.methods.purify import purified
 from secateur.methods.retrain import RetrainedMethod, RetrainOptions, RisingToOne, divided
 from secateur.methods.rho import RUNGS, Schedule, first_rho, growth_factor, next_rho
 from secateur.methods.support import FrozenSupport
@@ -56,6 +57,11 @@ class ADMMOptions(RetrainOptions):
         (1.0,),
         description="progressive steps, each of epochs and retrain_epochs: exponents e of the "
         "target, density**e; the last is 1",
+    )
+    purify: tuple[float, float] | None = Field(
+        None,
+        description="before retraining, drop input channels of which at least the first share of "
+        "columns is empty and whose norm is below the second share of the mean, e.g. [0.7, 0.3]",
     )
     edges_last: bool = Field(
         False,
@@ -206,6 +212,13 @@ class ADMM(RetrainedMethod):
             self.harden()
         self.support.unhook()
         return self.model
+
+    def members(self) -> dict[str, Tensor]:
+        """Return the planned weights as members of their sets, purified if that is asked for."""
+        members = super().members()
+        if self.options.purify is None:
+            return members
+        return {name: purified(value, *self.options.purify) for name, value in members.items()}
 
     @property
     def approximate(self) -> bool:
