@@ -148,3 +148,15 @@ def test_trained_weights_are_taken_over(finished: sc.Result, tmp_path: Path) -> 
     recipe["weights"] = str(dense.with_suffix(".bad.safetensors"))
     with pytest.raises(SecateurError, match=r"weights: .* does not fit the model"):
         sc.compress(digits_task(), recipe, out=tmp_path / "bad")
+
+
+def test_goals_kept_in_memory_are_those_of_the_teacher(tmp_path: Path) -> None:
+    stage = {"method": "gmp", "density": 0.3, "epochs": 1, "retrain_epochs": 2, "distill": 0.9}
+    recipe = {"train": RECIPE["train"], "stages": [stage], "export": {"onnx": False}}
+    task = digits_task()
+    kept = sc.compress(task, recipe, out=tmp_path / "kept")
+    fresh = digits_task()
+    fresh.train = torch.utils.data.TensorDataset(task.train.inputs, task.train.targets)  # type: ignore[attr-defined]
+    asked = sc.compress(fresh, recipe, out=tmp_path / "asked")
+    for one, other in zip(kept.model.parameters(), asked.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

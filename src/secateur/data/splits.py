@@ -11,8 +11,6 @@ from torch.utils.data import Dataset, Subset
 
 from secateur.errors import DataError
 
-Sample = tuple[torch.Tensor, torch.Tensor]
-
 
 class Normalization(TypedDict):
     """Per channel, on pixel values in [0, 1]: ``(pixel - mean) / std``."""
@@ -21,35 +19,42 @@ class Normalization(TypedDict):
     std: list[float]
 
 
-class InMemory(Dataset[Sample]):
-    """Two tensors with the same first dimension; a batch is one ``index_select`` of each.
+class InMemory(Dataset[tuple[torch.Tensor, ...]]):
+    """Tensors with the same first dimension; a batch is one ``index_select`` of each.
 
     Args:
         inputs: float tensor of shape (samples, ...), already normalised.
         targets: int64 tensor of shape (samples,).
+        more: tensors of shape (samples, ...) that each sample brings along.
 
     Raises:
-        DataError: the two lengths differ, or there is no sample at all.
+        DataError: the lengths differ, or there is no sample at all.
     """
 
-    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+    def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, *more: torch.Tensor) -> None:
         if len(inputs) != len(targets):
             raise DataError(f"data: {len(inputs)} inputs but {len(targets)} targets.")
         if len(inputs) == 0:
             raise DataError("data: a split holds no samples.")
         self.inputs = inputs
         self.targets = targets
+        self.more = more
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.inputs[index], self.targets[index]
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        return tuple(each[index] for each in (self.inputs, self.targets, *self.more))
 
-    def __getitems__(self, indices: Sequence[int]) -> Sample:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[torch.Tensor, ...]:
         """Return a whole batch. ``DataLoader`` calls this instead of one call per sample."""
         chosen = torch.as_tensor(indices)
-        return self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen)
+        tensors = (self.inputs, self.targets, *self.more)
+        return tuple(each.index_select(0, chosen) for each in tensors)
+
+    def joined(self, *more: torch.Tensor) -> InMemory:
+        """Return the same samples, which bring more tensors along."""
+        return InMemory(self.inputs, self.targets, *self.more, *more)
 
 
 def _as_is(batch: Any) -> Any:

@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from secateur.channels import Compacted, Kept, replay
-from secateur.data import collate_fn
+from secateur.data import InMemory, collate_fn
 from secateur.engine import checkpoint
 from secateur.engine.distill import distillation_loss
-from secateur.engine.evaluate import mean_score
+from secateur.engine.evaluate import mean_score, outputs
 from secateur.engine.progress import Progress
 from secateur.errors import SecateurError
 from secateur.methods import Method, Phase
@@ -117,13 +117,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self._prepare()
         self.sampler = EpochSampler(len(self.task.train))  # type: ignore[arg-type]
-        loader = DataLoader(
-            self.task.train,
-            batch_size=self.options.batch_size,
-            sampler=self.sampler,
-            collate_fn=collate_fn(self.task.train),
-        )
-        self.loader = self.accelerator.prepare_data_loader(loader)
+        self.loader = self._loader(self.task.train)
 
     def run(
         self,
@@ -167,6 +161,16 @@ class Trainer:
                 if not after(segment, self):
                     break
 
+    def _loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        loader = DataLoader(
+            dataset,
+            batch_size=self.options.batch_size,
+            sampler=self.sampler,
+            collate_fn=collate_fn(dataset),
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare_data_loader(loader)
+        return prepared
+
     def cut(self, smaller: Compacted) -> None:
         """Make the task's network the smaller one, in place, between two segments."""
         if smaller.kept:
@@ -195,13 +199,17 @@ class Trainer:
                 method.load_state_dict(saved["method"])
         elif method:
             method.begin(phase, len(self.loader))
-        teacher = self._frozen_teacher() if phase.distill else None
+        loader, teacher = self.loader, self._frozen_teacher() if phase.distill else None
+        if teacher and isinstance(self.task.train, InMemory):
+            # These samples are the same in every epoch, so their goals are too.
+            goals, _ = outputs(teacher, self.task.train)
+            loader, teacher = self._loader(self.task.train.joined(goals)), None
         average = self._average(phase, saved)
         for epoch in range(saved["epochs"] if saved else 0, phase.epochs):
             set_seed(_derived_seed(self.options.seed, number, epoch))
             self.sampler.seed = _derived_seed(self.options.seed, number, epoch)
             started = time.perf_counter()
-            loss = self._epoch(segment, optimizer, epoch, teacher, average)
+            loss = self._epoch(segment, optimizer, epoch, loader, teacher, average)
             entry = {
                 "stage": segment.stage,
                 "method": method.name if method else "dense",
@@ -233,6 +241,7 @@ class Trainer:
         segment: Segment,
         optimizer: torch.optim.Optimizer,
         epoch: int,
+        loader: DataLoader[Any],
         teacher: nn.Module | None,
         average: AveragedModel | None,
     ) -> float:
@@ -241,16 +250,17 @@ class Trainer:
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
         self.progress.begin_epoch(len(self.loader), segment.phase.name)
-        for step, (inputs, targets) in enumerate(self.loader):
+        for step, (inputs, targets, *goals) in enumerate(loader):
             rate = self._rate(segment.phase, epoch * len(self.loader) + step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            outputs = self.model(inputs)
-            loss = self.task.loss(outputs, targets)
+            logits = self.model(inputs)
+            loss = self.task.loss(logits, targets)
             if teacher:
                 with torch.no_grad():
-                    goal = teacher(inputs)
-                loss = torch.lerp(loss, distillation_loss(outputs, goal), segment.phase.distill)
+                    goals = [teacher(inputs)]
+            if goals:
+                loss = torch.lerp(loss, distillation_loss(logits, goals[0]), segment.phase.distill)
             total += loss.detach()
             self.accelerator.backward(loss + method.penalty() if method else loss)
             optimizer.step()
