@@ -1,0 +1,97 @@
+"""What ADMM adds to a training step: interleaved medians against the same step without it.
+
+    python benchmarks/epoch_cost.py
+
+A block is as many steps as lie between two updates of Z and U in an ADMM phase of 8 epochs of
+55,000 images (34 steps at batch 128, one projection), so a block costs what the same share of an
+epoch does. Writes benchmarks/results/epoch-cost.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from runs import RESULTS
+from torch import nn
+
+from secateur.methods import ADMM, METHODS, Method, Phase
+from secateur.sets import ConstraintSet, Filter, Levels, Unstructured
+from secateur.zoo import lenet5, resnet20
+
+BATCH, IMAGES, EPOCHS = 128, 55_000, 8
+STEPS = -(-IMAGES // BATCH)  # per epoch
+BLOCK = EPOCHS * STEPS // 100
+TARGETS: dict[str, ConstraintSet] = {
+    "unstructured": Unstructured(density=0.05),
+    "unstructured and 4 bits": Unstructured(density=0.05) & Levels(4),
+    "filter": Filter(density=0.5),
+}
+
+
+def stepper(build: Callable[[], nn.Module], target: ConstraintSet | None) -> Callable[[], None]:
+    """Return a function that trains one block as the engine does, with ADMM if given a target."""
+    torch.manual_seed(0)
+    model = build().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
+    images, labels = torch.randn(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
+    method: Method | None = None
+    if target is not None:
+        method = METHODS["admm"](target).attach(model)
+        assert isinstance(method, ADMM)
+        method.begin(Phase("admm", EPOCHS), STEPS)
+
+    def block() -> None:
+        for _ in range(BLOCK):
+            loss = nn.functional.cross_entropy(model(images), labels)
+            (loss + method.penalty() if method else loss).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            if method:
+                method.step(1e-3)
+
+    return block
+
+
+def measure(build: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
+    """Return the median seconds of a block, dense and by target, and the ratios to dense."""
+    blocks = {"dense": stepper(build, None)}
+    blocks |= {name: stepper(build, target) for name, target in TARGETS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in blocks}
+    for number in range(rounds + 1):
+        for name, block in blocks.items():
+            start = time.perf_counter()
+            block()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - start)
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(values, seconds["dense"], strict=True))
+        for name, values in seconds.items()
+    }
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {"seconds": medians, "ratio": ratios}
+
+
+def main() -> None:
+    """Measure both networks, print and keep the ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds, "block": BLOCK}
+    for build in (lenet5, resnet20):
+        found = results[build.__name__] = measure(build, options.rounds)
+        print(build.__name__, {name: round(value, 3) for name, value in found["ratio"].items()})
+    (RESULTS / "epoch-cost.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
