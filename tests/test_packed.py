@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def test_lenet5_comes_back_by_name_alone(tmp_path: Path) -> None:
     assert type(loaded) is type(model)
     assert not loaded.training
     assert same_state(loaded, model)
-    assert size.file == (tmp_path / "m").stat().st_size < 2300
+    assert size.file == (tmp_path / "m").stat().st_size < 1900
 
 
-def test_what_is_not_a_weight_stays_under_300_bytes(tmp_path: Path) -> None:
+def test_what_is_not_a_weight_stays_under_200_bytes(tmp_path: Path) -> None:
     model, quantized = lenet5_at_348x()
     zeros = sum(int((model.get_parameter(n) == 0).sum()) for n in quantized if n.endswith("bias"))
     assert zeros == 470
@@ -82,8 +83,8 @@ def test_what_is_not_a_weight_stays_under_300_bytes(tmp_path: Path) -> None:
     weights = sum(
         (bits for name, bits in size.tensors.items() if name.endswith("weight")), Storage()
     )
-    assert weights.values == 3 * 1237
-    assert size.overhead < 8 * 300
+    assert weights.values <= 3 * 1237
+    assert size.overhead < 8 * 200
 
 
 def test_a_dense_network_is_stored_bit_for_bit(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_known_architectures_can_be_measured_without_memory(name: str) -> None:
         file_bytes=10**5,
         trust=False,
     )
-    assert architecture.Architecture.of(built).identities == real.identities
+    assert architecture.Architecture.of(built).fingerprint == real.fingerprint
 
 
 class Tied(nn.Module):
@@ -148,7 +149,7 @@ def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
     quantized = {"head.weight": Quantized(levels, 1.0, 3, False)}
     size = save(tmp_path / "m", model, quantized, reference=None)
     assert list(size.tensors) == ["embed.weight"]
-    assert size.tensors["embed.weight"].values == 3 * 400
+    assert size.tensors["embed.weight"].values <= 3 * 400
     loaded = load(tmp_path / "m", model=Tied())
     assert same_state(loaded, model)
     assert loaded.head.weight is loaded.embed.weight
@@ -213,11 +214,11 @@ def test_a_brought_network_is_overwritten_only_by_a_good_file(tmp_path: Path) ->
     with pytest.raises(ArtifactError, match=r"names no architecture.*model="):
         load(path)
     data = bytearray(path.read_bytes())
-    data[-10] ^= 1  # in the last tensor; the ones before it are good
+    data[-10] ^= 1  # in the last tensor
     path.write_bytes(data)
     mine = lenet5()
     before = {name: tensor.clone() for name, tensor in mine.state_dict().items()}
-    with pytest.raises(ArtifactError, match=r"fc2\.bias: the checksum is wrong"):
+    with pytest.raises(ArtifactError, match="its checksum is wrong"):
         load(path, model=mine)
     assert all(torch.equal(before[name], t) for name, t in mine.state_dict().items())
 
@@ -306,8 +307,8 @@ def rewrite(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
         (lambda h: h["__metadata__"].pop("secateur"), "not a packed file of secateur"),
         (lambda h: h.pop("__metadata__"), "not a packed file of secateur"),
         (lambda h: h["__metadata__"].update(secateur="2"), "version '2' is unknown"),
-        (lambda h: h["__metadata__"].update(model="os:system"), "checksum of the metadata"),
-        (lambda h: h["__metadata__"].update(extra="x"), "checksum of the metadata"),
+        (lambda h: h["__metadata__"].update(model="os:system"), "its checksum is wrong"),
+        (lambda h: h["__metadata__"].update(extra="x"), "its checksum is wrong"),
         (lambda h: h["__metadata__"].update(extra="x" * 2**20), "longer than 1,048,576 bytes"),
         (lambda h: h.update(c=h.pop("b")), "not one tensor 'b'"),
         (lambda h: h["b"].update(dtype="I8"), "not one tensor 'b'"),
@@ -336,39 +337,73 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
                 read(tmp_path / name)
 
 
+def forge(
+    path: Path, metadata: dict[str, str] | None = None, edit: Callable[[bytes], bytes] = bytes
+) -> None:
+    """Change a file as a hostile writer would: its lengths and its checksum stay right."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = text = metadata or header["__metadata__"]
+    blob = edit(data[8 + length : -4])
+    canonical = json.dumps(text, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    blob += struct.pack("<I", zlib.crc32(canonical.encode() + blob))
+    header["b"].update(shape=[len(blob)], data_offsets=[0, len(blob)])
+    new = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(new)) + new + blob)
+
+
 def test_a_file_longer_than_its_network_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "m", nn.Linear(2, 2), {}, reference=None)
-    data = (tmp_path / "m").read_bytes()
-    header, blob = data[8:].split(b"}}", 1)
-    length = len(blob) + 2 * 2**20
-    text = header.replace(str(len(blob)).encode(), str(length).encode()) + b"}}"
-    (tmp_path / "m").write_bytes(struct.pack("<Q", len(text)) + text + blob + bytes(2 * 2**20))
+    forge(tmp_path / "m", edit=lambda blob: blob + bytes(2 * 2**20))
     with pytest.raises(ArtifactError, match="more than the"):
         load(tmp_path / "m", model=nn.Linear(2, 2))
-    with pytest.raises(ArtifactError, match="follow the last tensor"):
-        read_header(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda blob: b"", "cut off"),
+        (lambda blob: blob[:-1], "its last record is cut off"),
+        (lambda blob: blob + b"\x80", "malformed or cut off"),
+        (lambda blob: blob + b"\x05four", "its last record is cut off"),
+        (lambda blob: blob + b"\0", "holds 3 tensors, not 2"),
+        (lambda blob: blob[:4], "holds 0 tensors, not 2"),
+        (lambda blob: blob[:3] + bytes([blob[3] ^ 1]) + blob[4:], "not those that were saved"),
+        (lambda blob: blob[:4] + b"\x7f" + bytes(127), "weight: its record is longer"),
+    ],
+)
+def test_hostile_blobs_with_right_checksums_are_refused(
+    tmp_path: Path, edit: Callable[[bytes], bytes], reason: str
+) -> None:
+    save(tmp_path / "m", nn.Linear(2, 2), {}, reference=None)
+    forge(tmp_path / "m", edit=edit)
+    if reason == "weight: its record is longer":
+        forge(tmp_path / "m", edit=lambda blob: blob + b"\0")
+    with pytest.raises(ArtifactError, match=reason):
+        load(tmp_path / "m", model=nn.Linear(2, 2))
+
+
+def test_damage_anywhere_is_found_without_the_network(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    size = save(path, nn.Linear(2, 2), {}, reference=LENET, metadata={"note": "x"})
+    original = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", original)
+    for at in range(8 + length, size.file):
+        damaged = bytearray(original)
+        damaged[at] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="its checksum is wrong"):
+            read_header(path)
 
 
 def test_numbers_in_the_metadata_do_not_hang_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "m"
     for arguments in ("[" * 5000, "9" * 5000, "[]", "null", '{"classes":' + "9" * 5000 + "}"):
-        path = tmp_path / "m"
-        save(path, lenet5(), {}, reference=LENET, metadata={"argumentz": arguments})
-        rewrite_valid(path, arguments)
+        save(path, lenet5(), {}, reference=LENET)
+        forge(path, {"secateur": "1", "model": LENET, "arguments": arguments})
         with pytest.raises(ArtifactError, match="not a JSON object"):
             load(path)
-
-
-def rewrite_valid(path: Path, arguments: str) -> None:
-    """Put in arguments as a hostile writer would, with a right checksum."""
-    from secateur.artifact import container
-
-    text = {"secateur": "1", "model": LENET, "arguments": arguments}
-    edited = dict(text)
-    rewrite(path, lambda header: header.update(__metadata__=edited))
-    data = bytearray(path.read_bytes())
-    (length,) = struct.unpack_from("<Q", data)
-    struct.pack_into("<I", data, 8 + length + 1, container._metadata_crc(text))
-    path.write_bytes(data)
 
 
 def test_tensors_of_other_float_types(tmp_path: Path) -> None:
