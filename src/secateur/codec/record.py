@@ -51,7 +51,7 @@ class Storage:
 
     Attributes:
         values: bits of the stored values.
-        index: bits that say where they are.
+        index: bits that say where they are; in an arithmetic code, what its zero flags cost.
         metadata: the rest: header, scale and padding to whole bytes.
     """
 
