@@ -96,7 +96,7 @@ def test_inspect_of_resnet18_has_the_figures_of_the_literature() -> None:
 def test_inspect_of_a_packed_file(tmp_path: Path, as_folder: bool) -> None:
     path = tmp_path / "model.secateur"
     packed.save(path, zoo.lenet5(), {}, reference="secateur.zoo:lenet5",
-                metadata={"input": json.dumps({"shape": [1, 1, 28, 28]})})  # fmt: skip
+                metadata={"input": "1x1x28x28"})  # fmt: skip
     target = str(tmp_path if as_folder else path)
     found = json.loads(run("inspect", target, "--json").stdout)
     assert found["total"]["parameters"] == 431_080

@@ -109,7 +109,7 @@ def test_levels_come_back(
     st.sampled_from((0.5, 0.1, 1e-3)),
     st.integers(0, 2**32),
 )
-def test_powers_of_two_come_back_in_their_bits(
+def test_powers_of_two_come_back_in_no_more_than_their_bits(
     mask: Tensor, dtype: torch.dtype, bits: int, zero: bool, scale: float, seed: int
 ) -> None:
     bits += zero and bits == 1
@@ -122,7 +122,7 @@ def test_powers_of_two_come_back_in_their_bits(
     quantized = Quantized(levels, scale, bits, zero, "power_of_two")
     check_round_trip(weight, quantized)
     if bool(mask.all()):
-        assert storage(weight, quantized).values == bits * mask.numel()
+        assert storage(weight, quantized).values <= bits * mask.numel()
 
 
 def test_the_codes_of_powers_of_two_are_those_of_the_format() -> None:

@@ -195,7 +195,7 @@ def test_column_then_filter_leaves_a_dense_matrix_of_levels() -> None:
     assert (int(rows.sum()), int(columns.sum())) == (6, 50)
     assert bool((projected.flatten(1)[rows][:, columns] != 0).all())
     storage = target.storage(projected)
-    assert storage.values == 3 * 6 * 50
+    assert storage.values <= 3 * 6 * 50
     assert storage.index <= 20 + 250  # which rows and columns, not which cells
 
 

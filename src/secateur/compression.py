@@ -189,14 +189,16 @@ def _build_task(recipe: Recipe) -> Task:
         name=recipe.name,
         reference=recipe.model,
         arguments=recipe.model_args,
-        metadata={"input": _compact({"shape": shape, **(splits.normalization or {})})},
+        metadata=_described(shape, splits.normalization or {}),
     )
 
 
-def _compact(value: Mapping[str, Any]) -> str:
-    """Return JSON without a byte to spare, floats to seven digits as float32 has them."""
-    rounded = json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.7g}"))
-    return json.dumps(rounded, separators=(",", ":"))
+def _described(shape: Sequence[int], normalization: Mapping[str, Any]) -> dict[str, str]:
+    """Say what the network takes, to seven digits as float32 has them: a packed file notes it."""
+    numbers = {
+        key: ",".join(f"{value:.7g}" for value in values) for key, values in normalization.items()
+    }
+    return {"input": "x".join(map(str, shape)), **numbers}
 
 
 def _plan(task: Task, recipe: Recipe, number: int) -> Plan:

@@ -28,13 +28,11 @@ class Architecture:
 
     Attributes:
         tensors: parameters and persistent buffers by first name, in ``state_dict`` order.
-        identities: per first name the bytes ``name dtype shape\\n``.
         first_names: every name in the ``state_dict`` -> the first name of the same tensor.
-        fingerprint: CRC-32 of all of that.
+        fingerprint: CRC-32 of the names, dtypes and shapes, and of what is tied.
     """
 
     tensors: dict[str, Tensor]
-    identities: dict[str, bytes]
     first_names: dict[str, str]
     fingerprint: int
 
@@ -51,7 +49,6 @@ class Architecture:
             ArtifactError: its ``state_dict`` holds something that is not a tensor.
         """
         tensors: dict[str, Tensor] = {}
-        identities: dict[str, bytes] = {}
         first_names: dict[str, str] = {}
         seen: dict[int, str] = {}
         lines = bytearray()
@@ -62,11 +59,10 @@ class Architecture:
             if first == name:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 tensors[name] = tensor
-                identities[name] = f"{name} {dtype} {list(tensor.shape)}\n".encode()
-                lines += identities[name]
+                lines += f"{name} {dtype} {list(tensor.shape)}\n".encode()
             else:
                 lines += f"{name} = {first}\n".encode()
-        return cls(tensors, identities, first_names, zlib.crc32(lines))
+        return cls(tensors, first_names, zlib.crc32(lines))
 
     def require(self, fingerprint: int) -> None:
         """Raise ArtifactError if a file with this fingerprint is not of this architecture."""

@@ -1,4 +1,4 @@
-"""The container of a packed file: safetensors with one blob of records and checksums."""
+"""The container of a packed file: safetensors with one blob of records and a checksum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +25,23 @@ VERSION = 1
 _BLOB = "b"
 _MAX_HEADER = 1 << 20
 _ENTRY_SLACK = 64  # bytes an entry may take beyond its tensor's raw bytes
-_HEAD = struct.Struct("<BII")  # version, CRC-32 of the metadata, fingerprint
-_CRC = struct.Struct("<I")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One entry of the blob."""
-
-    record: bytes
-    checksum: int
-
-
-def checksum(before: int, identity: bytes, record: bytes) -> int:
-    """Return the running CRC-32 of a file up to and including a record.
-
-    It binds the record to the tensor it is for and to all that stands before it, so that not
-    even a whole entry of another file can take its place.
-    """
-    return zlib.crc32(record, zlib.crc32(identity, before))
+_CRC = struct.Struct("<I")  # the fingerprint at the start of the blob, the checksum at its end
+_CHUNK = 1 << 20  # bytes read at a time to check them
 
 
 def entry_bytes(record: int) -> int:
     """Return the bytes that a tensor takes whose record has this many."""
-    return len(varint(record)) + record + _CRC.size
+    return len(varint(record)) + record
 
 
-def overhead_bytes(metadata: Mapping[str, str], tensors: int, blob: int) -> int:
+def overhead_bytes(metadata: Mapping[str, str], blob: int) -> int:
     """Return the bytes of a file that are not entries.
 
     Args:
         metadata: as :func:`write` takes it.
-        tensors: number of entries.
         blob: bytes of the blob; only its number of digits matters.
     """
-    return len(_header(_text(metadata), blob)) + _HEAD.size + len(varint(tensors))
+    return len(_header(_text(metadata), blob)) + 2 * _CRC.size
 
 
 def write(
@@ -74,12 +55,9 @@ def write(
     The header is written here, since the library orders the metadata differently at every run.
     """
     text = _text(metadata)
-    head = _HEAD.pack(VERSION, _metadata_crc(text), architecture.fingerprint)
-    blob = bytearray(head + varint(len(records)))
-    running = zlib.crc32(head)
-    for identity, record in zip(architecture.identities.values(), records, strict=True):
-        running = checksum(running, identity, record)
-        blob += varint(len(record)) + record + _CRC.pack(running)
+    blob = _CRC.pack(architecture.fingerprint)
+    blob += b"".join(varint(len(record)) + record for record in records)
+    blob += _CRC.pack(zlib.crc32(blob, _metadata_crc(text)))
     data = _header(text, len(blob)) + blob
     with atomic(Path(path)) as temporary:
         temporary.write_bytes(data)
@@ -100,27 +78,28 @@ def _header(text: Mapping[str, str], blob: int) -> bytes:
 
 
 class Packed:
-    """An open packed file, its metadata checked."""
+    """An open packed file, its version and checksum checked."""
 
     def __init__(self, handle: Any, file_bytes: int) -> None:
         self._handle = handle
         self.file_bytes = file_bytes
         self.metadata: dict[str, str] = handle.metadata() or {}
-        self._check_version(self.metadata.get(KEY))
+        self._check_version()
         blob = handle.get_slice(_BLOB) if list(handle.keys()) == [_BLOB] else None
         if blob is None or blob.get_dtype() != "U8" or len(blob.get_shape()) != 1:
             raise ArtifactError(f"it is not one tensor '{_BLOB}' of bytes; the file is damaged.")
-        head = bytes(blob[0 : _HEAD.size])
-        if len(head) < _HEAD.size:
+        self._end = blob.get_shape()[0] - _CRC.size
+        if self._end < _CRC.size:
             raise ArtifactError("the file is cut off.")
-        version, metadata_crc, self.fingerprint = _HEAD.unpack(head)
-        self.checksum = zlib.crc32(head)
-        self._check_version(str(version))
-        if metadata_crc != _metadata_crc(self.metadata):
-            raise ArtifactError("the checksum of the metadata is wrong; the file is damaged.")
+        running = _metadata_crc(self.metadata)
+        for start in range(0, self._end, _CHUNK):
+            running = zlib.crc32(blob[start : min(start + _CHUNK, self._end)], running)
+        if _CRC.unpack(blob[self._end :]) != (running,):
+            raise ArtifactError("its checksum is wrong; the file is damaged.")
+        (self.fingerprint,) = _CRC.unpack(blob[: _CRC.size])
 
-    @staticmethod
-    def _check_version(version: str | None) -> None:
+    def _check_version(self) -> None:
+        version = self.metadata.get(KEY)
         if version is None:
             raise ArtifactError("it is not a packed file of secateur.")
         if version != str(VERSION):
@@ -130,26 +109,23 @@ class Packed:
             )
 
     def check_size(self, raw_bytes: int, tensors: int) -> None:
-        """Refuse a file longer than its network stored raw could make it, before reading it."""
+        """Refuse a file longer than its network stored raw could make it, before loading it."""
         limit = 8 + _MAX_HEADER + raw_bytes + _ENTRY_SLACK * (tensors + 1)
         if self.file_bytes > limit:
             raise ArtifactError(
                 f"{self.file_bytes:,} bytes are more than the {limit:,} its network can take."
             )
 
-    def items(self) -> Iterator[Item]:
-        """Yield the entries in order; what follows the last one is an error."""
-        blob = self._handle.get_tensor(_BLOB).tobytes()
-        count, position = read_varint(blob, _HEAD.size)
-        for _ in range(count):
+    def records(self) -> Iterator[bytes]:
+        """Yield the records in order; they end where the checksum begins."""
+        blob = self._handle.get_tensor(_BLOB)[: self._end].tobytes()
+        position = _CRC.size
+        while position < len(blob):
             length, position = read_varint(blob, position)
-            end = position + length
-            if end + _CRC.size > len(blob):
-                raise ArtifactError("the file is cut off.")
-            yield Item(blob[position:end], *_CRC.unpack_from(blob, end))
-            position = end + _CRC.size
-        if position != len(blob):
-            raise ArtifactError(f"{len(blob) - position:,} bytes follow the last tensor.")
+            if position + length > len(blob):
+                raise ArtifactError("its last record is cut off.")
+            yield blob[position : position + length]
+            position += length
 
 
 @contextmanager
@@ -157,7 +133,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Packed]:
     """Open a packed file; any ArtifactError inside gets the path in front.
 
     Raises:
-        ArtifactError: it cannot be read, is not a packed file, or its metadata is damaged.
+        ArtifactError: it cannot be read, is not a packed file, or is damaged.
     """
     try:
         with open(path, "rb") as file:

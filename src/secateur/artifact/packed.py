@@ -141,22 +141,21 @@ def overhead_bytes(
     """
     architecture = Architecture.of(model)
     text = _text(reference, arguments, "", metadata)
-    return container.overhead_bytes(text, len(architecture.tensors), architecture.raw_bytes)
+    return container.overhead_bytes(text, architecture.raw_bytes)
 
 
 def read_header(path: Path) -> Header:
     """Return what a packed file says of itself; builds and imports nothing.
 
     Raises:
-        ArtifactError: it is not a packed file of a known version, or is damaged. The tensors'
-            own checksums need the network and are checked by :func:`load`.
+        ArtifactError: it is not a packed file of a known version, or is damaged.
     """
     with container.opened(path) as packed:
         text = dict(packed.metadata)
         reference, arguments = text.pop(_MODEL, None), _arguments(text.pop(_ARGUMENTS, "{}"))
         widths = text.pop(_WIDTHS, "")
         version = int(text.pop(container.KEY))
-        entries = tuple(Entry(len(item.record), describe(item.record)) for item in packed.items())
+        entries = tuple(Entry(len(record), describe(record)) for record in packed.records())
         return Header(version, reference, arguments, widths, text, entries, packed.file_bytes)
 
 
@@ -202,20 +201,17 @@ def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.
 
 
 def _decode(packed: container.Packed, architecture: Architecture) -> dict[str, Tensor]:
-    items = list(packed.items())
-    if len(items) != len(architecture.tensors):
+    records = list(packed.records())
+    if len(records) != len(architecture.tensors):
         raise ArtifactError(
-            f"the file holds {len(items)} tensors, not {len(architecture.tensors)}."
+            f"the file holds {len(records)} tensors, not {len(architecture.tensors)}."
         )
-    decoded, running = {}, packed.checksum
-    for item, (name, tensor) in zip(items, architecture.tensors.items(), strict=True):
-        if len(item.record) > tensor.nbytes + _RECORD_SLACK:
+    decoded = {}
+    for record, (name, tensor) in zip(records, architecture.tensors.items(), strict=True):
+        if len(record) > tensor.nbytes + _RECORD_SLACK:
             raise ArtifactError(f"{name}: its record is longer than the tensor itself.")
-        running = container.checksum(running, architecture.identities[name], item.record)
-        if item.checksum != running:
-            raise ArtifactError(f"{name}: the checksum is wrong; the file is damaged.")
         with _naming(name):
-            decoded[name] = decode(item.record, tensor.shape, tensor.dtype)
+            decoded[name] = decode(record, tensor.shape, tensor.dtype)
     return decoded
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from secateur.finish import PACKED
 from secateur.reference import build
 
 INPUT_KEY = "input"
-"""Metadata key of a packed file: a JSON object whose ``shape`` is that of one input batch."""
+"""Metadata key of a packed file: the shape of one input batch, written like 1x3x224x224."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,9 @@ def open_target(target: str, trust: bool) -> Target:
 def _open_packed(path: Path, trust: bool) -> Target:
     try:
         header = read_header(path)
-        return Target(load(path, trust=trust), _stated_shape(header), header)
+        return Target(load(path, trust=trust), header.metadata.get(INPUT_KEY), header)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
-
-
-def _stated_shape(header: Header) -> str | None:
-    try:
-        shape = json.loads(header.metadata.get(INPUT_KEY, "{}")).get("shape")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return "x".join(str(size) for size in shape) if isinstance(shape, list) else None
 
 
 def example_input(shape: str | None) -> Tensor:

@@ -6,17 +6,22 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.codec.arithmetic import LARGEST_REGION, Coded
 from secateur.codec.bits import BitReader
 from secateur.codec.subset import (
+    ARITHMETIC,
+    FLAGGED,
     Members,
     Subset,
     SubsetHeader,
+    entrusted,
     everything,
     listed,
     read_header,
@@ -27,9 +32,11 @@ from secateur.codec.values import (
     Quantized,
     check_member,
     from_words,
+    read_region,
     read_values,
     word_type,
     words,
+    write_region,
     write_values,
 )
 from secateur.codec.values import read_header as read_value_header
@@ -44,7 +51,7 @@ class Storage:
 
     Attributes:
         values: bits of the stored values.
-        index: bits that say where they are.
+        index: bits that say where they are; in an arithmetic code, what its zero flags cost.
         metadata: the rest: header, scale and padding to whole bytes.
     """
 
@@ -81,13 +88,31 @@ class _Plan:
         head[0] |= _LIVE if self.live else 0
         return bytes(head) + b"".join(subset.header() for subset in self.subsets)
 
+    @cached_property
+    def coded(self) -> Coded | None:
+        """The arithmetic code, if that holds the cells."""
+        if self.grid is None or self.cells.coder not in ARITHMETIC:
+            return None
+        return write_region(self._stored(), self.grid, self.cells.coder == FLAGGED)
+
     def storage(self) -> Storage:
+        header, index = 8 * len(self.header()), sum(subset.stream for subset in self.subsets)
+        if self.coded:
+            stream = 8 * len(self.coded.stream)
+            flags = min(round(self.coded.flag_bits), stream)
+            return Storage(stream - flags, index + flags, header + -index % 8)
         width = self.grid.bits if self.grid else 8 * self.matrix.itemsize
-        values, index = width * len(self.cells), sum(subset.stream for subset in self.subsets)
-        return Storage(values, index, 8 * len(self.header()) + -values % 8 + -index % 8)
+        values = width * len(self.cells)
+        return Storage(values, index, header + -values % 8 + -index % 8)
 
     def write(self) -> bytes:
         index = np.concatenate([subset.bits() for subset in self.subsets])
+        packed = np.packbits(index, bitorder="little").tobytes()
+        values = self.coded.stream if self.coded else write_values(self._stored(), self.grid)
+        return self.header() + packed + values
+
+    def _stored(self) -> NDArray[np.signedinteger]:
+        """Return the cells that have a value, in order."""
         region = self.matrix
         if self.live:
             # Indexing by None adds an axis, so a full list is written out.
@@ -95,11 +120,8 @@ class _Plan:
                 np.arange(side.size) if side.members is None else side.members for side in self.live
             )
             region = region[np.ix_(rows, columns)]
-        stored = region.reshape(-1)
-        if self.cells.members is not None:
-            stored = stored[self.cells.members]
-        packed = np.packbits(index, bitorder="little").tobytes()
-        return self.header() + packed + write_values(stored, self.grid)
+        flat = region.reshape(-1)
+        return flat if self.cells.members is None else flat[self.cells.members]
 
 
 def encode(weight: Tensor, quantized: Quantized | None = None) -> bytes:
@@ -145,7 +167,11 @@ def decode(record: bytes, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     reader = BitReader(np.frombuffer(record, dtype=np.uint8)[header.length :])
     places, count = _read_places(header, shape, reader)
     stored = record[header.length + reader.align() :]
-    values = read_values(stored, count, header.grid, dtype)
+    grid, cells = header.grid, header.subsets[-1]
+    if grid and cells.coder in ARITHMETIC:
+        values = read_region(stored, count, grid, cells.coder == FLAGGED, dtype)
+    else:
+        values = read_values(stored, count, grid, dtype)
     elements[slice(None) if places is None else places] = values
     return from_words(elements, shape, dtype)
 
@@ -177,6 +203,8 @@ class _Header:
         for _ in range(3 if live else 1):
             subset, position = read_header(record, position)
             subsets.append(subset)
+        if any(each.coder in ARITHMETIC for each in (subsets if grid is None else subsets[:-1])):
+            raise ArtifactError("record: only the cells of levels can be coded with the values.")
         return cls(grid, live, subsets, position)
 
 
@@ -216,30 +244,34 @@ def _choose(weight: Tensor, quantized: Quantized | None) -> _Plan | None:
     count = int(np.count_nonzero(flat))
     if count == 0:
         return None
-    if count == flat.size:
-        return _Plan(matrix, grid, None, everything(count))
-    nonzero = np.flatnonzero(flat)
     plans = (
         _Plan(matrix, grid, live, cells)
-        for live, region, members in _regions(nonzero, (rows, columns))
-        for cells in _cells(members, region, grid is None or grid.zero)
+        for live, region, members in _regions(flat, (rows, columns))
+        for cells in _cells(members, region, grid)
     )
     return min(plans, key=lambda plan: plan.storage().total)
 
 
-def _cells(members: Members, region: int, zero: bool) -> Iterator[Subset]:
+def _cells(members: Members | None, region: int, grid: Grid | None) -> Iterator[Subset]:
     """Yield the codings of the cells; all of them only if the value coder can say each one."""
-    if zero or len(members) == region:
+    full = members is None or len(members) == region
+    if full or grid is None or grid.zero:
         yield everything(region)
-    if len(members) < region:
+    if members is not None and not full:
         yield listed(members, region)
+    if grid and region <= LARGEST_REGION:
+        yield entrusted(region, flagged=not full)
 
 
 def _regions(
-    nonzero: Members, shape: tuple[int, int]
-) -> Iterator[tuple[tuple[Subset, Subset] | None, int, Members]]:
-    """Yield the regions worth trying, their sizes, and the non-zeros' positions inside each."""
-    yield None, math.prod(shape), nonzero
+    flat: NDArray[np.signedinteger], shape: tuple[int, int]
+) -> Iterator[tuple[tuple[Subset, Subset] | None, int, Members | None]]:
+    """Yield the regions worth trying, their sizes, and where non-zeros are (None: everywhere)."""
+    if flat.all():
+        yield None, flat.size, None
+        return
+    nonzero = np.flatnonzero(flat)
+    yield None, flat.size, nonzero
     if min(shape) == 1:
         return
     places = np.divmod(nonzero, shape[1])

@@ -1,4 +1,7 @@
-"""Subsets of 0 ... size-1 as a bitmap or as Golomb-Rice coded gaps, whichever is shorter."""
+"""Subsets of 0 ... size-1 as a bitmap or as Golomb-Rice coded gaps, whichever is shorter.
+
+Cells may also be left to the arithmetic code of the values, which then says which are zero.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from secateur.errors import ArtifactError
 Members = NDArray[np.int64]
 
 _ALL, _BITMAP, _RICE = 0, 1, 2  # the coder byte; Rice with parameter k is _RICE + k
+ARITHMETIC = FULL, FLAGGED = 254, 255
+"""Coder bytes of cells that the arithmetic code holds: none is zero, or flags say which are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +41,7 @@ class Subset:
 
     def header(self) -> bytes:
         """Return the coder byte and, for Rice, the number of members."""
-        count = varint(len(self)) if self.coder >= _RICE else b""
+        count = varint(len(self)) if _RICE <= self.coder < FULL else b""
         return bytes([self.coder]) + count
 
     def bits(self) -> Bits:
@@ -58,6 +63,11 @@ class Subset:
 def everything(size: int) -> Subset:
     """Return the subset that has all members, which costs no index bits."""
     return Subset(size, None, _ALL, 0)
+
+
+def entrusted(size: int, flagged: bool) -> Subset:
+    """Return all cells, left to the arithmetic code with or without flags for zeros."""
+    return Subset(size, None, FLAGGED if flagged else FULL, 0)
 
 
 def listed(members: Members, size: int) -> Subset:
@@ -90,6 +100,8 @@ class SubsetHeader:
     count: int
 
     def __str__(self) -> str:
+        if self.coder in ARITHMETIC:
+            return "arithmetic"
         if self.coder >= _RICE:
             return f"rice({self.coder - _RICE})"
         return "bitmap" if self.coder == _BITMAP else "all"
@@ -100,7 +112,7 @@ def read_header(record: bytes, start: int) -> tuple[SubsetHeader, int]:
     if start >= len(record):
         raise ArtifactError("record: its header is cut off.")
     coder, start, count = record[start], start + 1, 0
-    if coder >= _RICE:
+    if _RICE <= coder < FULL:
         count, start = read_varint(record, start)
     return SubsetHeader(coder, count), start
 
@@ -111,7 +123,7 @@ def read_subset(header: SubsetHeader, size: int, reader: BitReader) -> tuple[Mem
     Raises:
         ArtifactError: the subset is not one of 0 ... size-1, or its bits run out.
     """
-    if header.coder == _ALL:
+    if header.coder == _ALL or header.coder in ARITHMETIC:
         return None, size
     if header.coder == _BITMAP:
         members: Members = np.flatnonzero(reader.take(size))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.codec import arithmetic
 from secateur.codec.bits import pack, unpack
 from secateur.errors import ArtifactError, MembershipError
 
@@ -82,9 +83,8 @@ class Grid:
             return levels
         return np.sign(levels) * np.frexp(np.abs(levels))[1]  # 2^k is 0.5 x 2^(k + 1)
 
-    def codes(self, levels: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return the code of each level, which must be one that can be stored."""
-        ranks = self.ranks(levels)
+    def codes(self, ranks: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the code of each rank; without zero, 0 has none."""
         if self.zero:
             return (ranks + (1 << (self.bits - 1))).astype(np.uint8)
         sign = (ranks < 0).astype(np.int64) << (self.bits - 1)
@@ -182,7 +182,7 @@ def write_values(elements: NDArray[np.signedinteger], grid: Grid | None) -> byte
     """Return the value stream of raw words or of levels."""
     if grid is None:
         return elements.tobytes()
-    return pack(grid.codes(elements.astype(np.int64)), grid.bits)
+    return pack(grid.codes(grid.ranks(elements.astype(np.int64))), grid.bits)
 
 
 def read_values(data: bytes, count: int, grid: Grid | None, dtype: torch.dtype) -> Words:
@@ -199,3 +199,21 @@ def read_values(data: bytes, count: int, grid: Grid | None, dtype: torch.dtype) 
     if grid.zero and not codes.all():
         raise ArtifactError("record: a level is out of range.")
     return grid.table(dtype)[codes]
+
+
+def write_region(levels: NDArray[np.signedinteger], grid: Grid, flagged: bool) -> arithmetic.Coded:
+    """Return the arithmetic code of a region's levels, zeros among them if ``flagged``."""
+    return arithmetic.encode(grid.ranks(levels.astype(np.int64)), len(grid.magnitudes), flagged)
+
+
+def read_region(data: bytes, cells: int, grid: Grid, flagged: bool, dtype: torch.dtype) -> Words:
+    """Invert :func:`write_region`; return the elements as words.
+
+    Raises:
+        ArtifactError: the data are not the code of that many levels.
+    """
+    ranks = arithmetic.decode(data, cells, len(grid.magnitudes), flagged)
+    nonzero = ranks != 0
+    elements = np.zeros(cells, dtype=word_type(dtype))
+    elements[nonzero] = grid.table(dtype)[grid.codes(ranks[nonzero])]
+    return elements
