@@ -288,9 +288,50 @@ def test_default_root_is_where_the_environment_says(
 def test_training_on_the_first_samples_only(wrap: bool) -> None:
     whole = data.load("digits")
     train = torch.utils.data.Subset(whole.train, range(1257)) if wrap else whole.train
-    fewer = dataclasses.replace(whole, train=train).with_fewer(10)
+    fewer = dataclasses.replace(whole, train=train)
+    fewer = data.fewer(fewer, 10)
     assert len(fewer.train) == 10  # type: ignore[arg-type]
     assert torch.equal(fewer.train[9][0], whole.train[9][0])
     assert fewer.test is whole.test
     with pytest.raises(DataError, match=r"data\.train_samples: 1,258 of digits, which has 1,257"):
-        whole.with_fewer(1258)
+        data.fewer(whole, 1258)
+
+
+def test_augmented_images_are_moved_copies_of_their_own(digits: data.DataSplits) -> None:
+    shift, plain = 2, digits.train
+    train = data.augmented(digits, shift, flip=True).train
+    torch.manual_seed(0)
+    images, targets = train.__getitems__(list(range(64)))  # type: ignore[attr-defined]
+    originals, same = plain.__getitems__(list(range(64)))  # type: ignore[attr-defined]
+    assert torch.equal(targets, same)
+    seen = set()
+    for image, original in zip(images, originals, strict=True):
+        found = [
+            (flip, down, across)
+            for flip in (False, True)
+            for down in range(-shift, shift + 1)
+            for across in range(-shift, shift + 1)
+            if torch.equal(image, by_hand(original, flip, down, across))
+        ]
+        assert found
+        seen.update(found[:1])
+    assert len(seen) > 20
+    torch.manual_seed(0)
+    assert torch.equal(train.__getitems__(list(range(64)))[0], images)  # type: ignore[attr-defined]
+    assert data.first(train, 5).inputs.shape[0] == 5  # type: ignore[attr-defined]
+
+
+def by_hand(image: torch.Tensor, flip: bool, down: int, across: int) -> torch.Tensor:
+    """Move an image pixel by pixel, repeating its border."""
+    pixels = image.flip(2) if flip else image
+    rows = (torch.arange(28) + down).clamp(0, 27)
+    columns = (torch.arange(28) + across).clamp(0, 27)
+    return pixels[:, rows][:, :, columns]
+
+
+def test_only_images_can_be_augmented(digits: data.DataSplits) -> None:
+    with pytest.raises(DataError, match=r"data\.shift: 28 pixels"):
+        data.augmented(digits, 28, flip=False)
+    read = dataclasses.replace(digits, train=torch.utils.data.Subset(digits.train, range(9)))
+    with pytest.raises(DataError, match=r"data\.shift: digits is read by code of its own"):
+        data.augmented(read, 2, flip=False)

@@ -178,7 +178,9 @@ def _build_task(recipe: Recipe) -> Task:
     model = build(recipe.model, recipe.model_args)
     splits = data.load(recipe.data.name, root=recipe.data.root, **recipe.data.args)
     if recipe.data.train_samples:
-        splits = splits.with_fewer(recipe.data.train_samples)
+        splits = data.fewer(splits, recipe.data.train_samples)
+    if recipe.data.shift or recipe.data.flip:
+        splits = data.augmented(splits, recipe.data.shift, recipe.data.flip)
     shape = [1, *splits.validation[0][0].shape]
     return Task(
         model,

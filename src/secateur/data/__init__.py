@@ -6,9 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from secateur.data.batches import augmented, collate_fn, fewer, first
 from secateur.data.fetch import get
 from secateur.data.named import NAMED
-from secateur.data.splits import DataSplits, InMemory, collate_fn, first
+from secateur.data.splits import DataSplits, InMemory
 from secateur.data.store import IDX_SETS, default_root
 from secateur.data.user import from_callable, from_folder
 from secateur.errors import DataError, did_you_mean
@@ -17,9 +18,11 @@ __all__ = [
     "NAMED",
     "DataSplits",
     "InMemory",
+    "augmented",
     "available",
     "collate_fn",
     "default_root",
+    "fewer",
     "first",
     "get",
     "load",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from secateur.errors import DataError
 
@@ -57,22 +57,6 @@ class InMemory(Dataset[tuple[torch.Tensor, ...]]):
         return InMemory(self.inputs, self.targets, *self.more, *more)
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def collate_fn(dataset: Dataset[Any]) -> Callable[[Any], Any] | None:
-    """Return the ``collate_fn`` a ``DataLoader`` of this data set needs (None is torch's own)."""
-    return _as_is if isinstance(dataset, InMemory) else None
-
-
-def first(dataset: Dataset[Any], samples: int) -> Dataset[Any]:
-    """Return the first so many samples of a data set, or all if it has fewer."""
-    if isinstance(dataset, InMemory):
-        return InMemory(dataset.inputs[:samples], dataset.targets[:samples])
-    return Subset(dataset, range(min(samples, len(dataset))))  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True)
 class DataSplits:
     """One data set, split.
@@ -90,16 +74,3 @@ class DataSplits:
     test: Dataset[Any]
     classes: tuple[str, ...] = ()
     normalization: Normalization | None = None
-
-    def with_fewer(self, samples: int) -> DataSplits:
-        """Return the same data set with only the first so many samples to train on.
-
-        Raises:
-            DataError: there are not so many.
-        """
-        available = len(self.train)  # type: ignore[arg-type]
-        if samples > available:
-            raise DataError(
-                f"data.train_samples: {samples:,} of {self.name}, which has {available:,}."
-            )
-        return replace(self, train=first(self.train, samples))

@@ -25,6 +25,8 @@ class DataChoice(Section):
     root: str | None = Field(None, description="folder where 'secateur data get' put named sets")
     args: dict[str, Any] = Field({}, description="arguments for a module:callable or a folder")
     train_samples: int | None = Field(None, ge=1, description="train on the first so many only")
+    shift: int = Field(0, ge=0, description="pixels that training images are moved at most")
+    flip: bool = Field(False, description="mirror half of the training images left to right")
 
 
 class Train(Section):

@@ -1,0 +1,59 @@
+"""What training makes of a data set: fewer samples, augmented ones, whole batches at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch.utils.data import Dataset, Subset
+
+from secateur.data.augment import Augmented
+from secateur.data.splits import DataSplits, InMemory
+from secateur.errors import DataError
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def collate_fn(dataset: Dataset[Any]) -> Callable[[Any], Any] | None:
+    """Return the ``collate_fn`` a ``DataLoader`` of this data set needs (None is torch's own)."""
+    return _as_is if isinstance(dataset, InMemory | Augmented) else None
+
+
+def first(dataset: Dataset[Any], samples: int) -> Dataset[Any]:
+    """Return the first so many samples as they are, or all if there are fewer."""
+    if isinstance(dataset, Augmented):
+        return first(dataset.images, samples)
+    if isinstance(dataset, InMemory):
+        return InMemory(dataset.inputs[:samples], dataset.targets[:samples])
+    return Subset(dataset, range(min(samples, len(dataset))))  # type: ignore[arg-type]
+
+
+def fewer(splits: DataSplits, samples: int) -> DataSplits:
+    """Return the same data set with only the first so many samples to train on.
+
+    Raises:
+        DataError: there are not so many.
+    """
+    available = len(splits.train)  # type: ignore[arg-type]
+    if samples > available:
+        raise DataError(
+            f"data.train_samples: {samples:,} of {splits.name}, which has {available:,}."
+        )
+    return replace(splits, train=first(splits.train, samples))
+
+
+def augmented(splits: DataSplits, shift: int, flip: bool) -> DataSplits:
+    """Return the same data set, its training images moved and mirrored (:class:`Augmented`).
+
+    Raises:
+        DataError: the training data are no images in memory.
+    """
+    if not isinstance(splits.train, InMemory):
+        raise DataError(
+            f"data.{'shift' if shift else 'flip'}: {splits.name} is read by code of its own.\n"
+            "Remedy: move and mirror images there."
+        )
+    return replace(splits, train=Augmented(splits.train, shift, flip))
