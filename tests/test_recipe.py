@@ -383,3 +383,10 @@ def test_what_only_the_run_can_find(
     )
     assert run.exit_code == 2, run.output
     check_message(run.stderr.strip(), words)
+
+
+def test_keys_of_a_data_set_that_is_only_a_name_can_be_set() -> None:
+    short = {"model": "a:b", "data": "mnist", "stages": [{"method": "admm"}]}
+    recipe = load_recipe(short, ["data.shift=2", "data.train_samples=100"])
+    assert (recipe.data.name, recipe.data.shift, recipe.data.train_samples) == ("mnist", 2, 100)
+    assert load_recipe(short, ["data=digits"]).data.name == "digits"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.recipe.model import DataChoice, Export, Recipe, Train, parse_recipe
+from secateur.recipe.model import DataChoice, Export, Recipe, Train, parse_recipe, spelled_out
 from secateur.recipe.source import apply_overrides, read_recipe_file
 from secateur.recipe.stage import Stage
 
@@ -32,4 +32,4 @@ def load_recipe(
         label, name, content = "recipe", None, dict(source)
     else:
         label, name, content = str(source), Path(source).stem, read_recipe_file(Path(source))
-    return parse_recipe(apply_overrides(content, overrides), label, name)
+    return parse_recipe(apply_overrides(spelled_out(content), overrides), label, name)

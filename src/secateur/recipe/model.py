@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +102,12 @@ class Recipe(Head):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
+def spelled_out(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose data set, if it is only a name, is a map with that name."""
+    short = isinstance(content.get("data"), str)
+    return {**content, "data": {"name": content["data"]}} if short else dict(content)
+
+
 def parse_recipe(content: dict[str, Any], source: str, name: str | None) -> Recipe:
     """Validate a mapping.
 
@@ -113,10 +120,8 @@ def parse_recipe(content: dict[str, Any], source: str, name: str | None) -> Reci
         RecipeError: anything is unknown, missing, or out of range.
     """
     problems = Problems(source)
-    values = dict(content)
+    values = spelled_out(content)
     values.setdefault("name", name or str(values.get("model", "recipe")).rpartition(":")[2])
-    if isinstance(values.get("data"), str):
-        values["data"] = {"name": values["data"]}
     head = problems.validate(Head, values, "")
     data = problems.validate(DataChoice, values["data"], "data") if "data" in values else None
     train = problems.validate(Train, values.get("train", {}), "train")
