@@ -274,7 +274,7 @@ BROKEN = [
     (STAGE + "layers={fc1: {densit: 1}}", "stages[0].layers.fc1.densit", "Did you mean 'density'?"),
     (STAGE + "layers={fc1: {bits: 3}}", "stages[0].layers.fc1.bits", "3", "Remedy"),
     ("stages.4.density=0.1", "stages.4.density=0.1", "position from 0 to 0"),
-    ("data.root=/x", "data.root=/x", "'digits'", "Remedy"),
+    ("model.root=/x", "model.root=/x", "lenet5", "Remedy"),
     ("train.epochs", "'train.epochs'", "key=value"),
     ("train.epochs=[", "train.epochs", "invalid YAML"),
 ]  # fmt: skip
