@@ -16,7 +16,7 @@ from secateur.channels.dead import find_dead, spare, width_step
 from secateur.channels.fold import add_biases, fold_constants, merge
 from secateur.channels.graph import ChannelGraph, Group
 from secateur.channels.surgery import Kept, kept_of, replay
-from secateur.channels.trace import evaluating
+from secateur.channels.trace import RETURNED, evaluating
 from secateur.errors import ChannelError
 
 TOLERANCE = 1e-4
@@ -210,6 +210,8 @@ def _notes(graph: ChannelGraph) -> list[str]:
     for group in graph.groups:
         makers = [m.module for m in group.members if m.side == "out"]
         for reason in dict.fromkeys(group.kept_whole.values()):
+            if reason == RETURNED:
+                continue
             count = sum(1 for r in group.kept_whole.values() if r == reason)
             more = f" and {len(makers) - 1} more" if len(makers) > 1 else ""
             lines.append(f"{makers[0]}{more}: {count} of {group.channels} channels stay: {reason}")

@@ -20,6 +20,9 @@ from secateur.errors import ChannelError
 Handler = Callable[["Tracer", fx.Node, dict[str, Any]], bool]
 """Adds the steps of a node and returns True, or returns False: the node is then unknown."""
 
+RETURNED = "the model returns it"
+"""Why the channels of an output stay, which nobody wonders about."""
+
 
 class Activation(NamedTuple):
     """What a step returns.
@@ -119,7 +122,7 @@ class Tracer:
             else:
                 self._source(node)
         for index in self.outputs:
-            self.ties.pin(self.activations[index].labels, "the model returns it")
+            self.ties.pin(self.activations[index].labels, RETURNED)
         self._settle()
 
     def _source(self, node: fx.Node) -> None:
