@@ -208,7 +208,7 @@ class _Header:
         return cls(grid, live, subsets, position)
 
 
-def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     """Return the shape of the GEMM matrix: dimension 0 by the others flattened."""
     rows = shape[0] if shape else 1
     return rows, math.prod(shape[1:])
@@ -220,7 +220,7 @@ def _read_places(
     """Return where the stored elements go in the flat tensor (None: everywhere), and how many."""
     if not header.live:
         return read_subset(header.subsets[0], math.prod(shape), reader)
-    height, width = _matrix_shape(shape)
+    height, width = matrix_shape(shape)
     rows, row_count = read_subset(header.subsets[0], height, reader)
     columns, column_count = read_subset(header.subsets[1], width, reader)
     cells, count = read_subset(header.subsets[2], row_count * column_count, reader)
@@ -239,7 +239,7 @@ def _choose(weight: Tensor, quantized: Quantized | None) -> _Plan | None:
     else:
         grid = check_member(weight, quantized)
         flat = quantized.levels.detach().cpu().reshape(-1).numpy()
-    rows, columns = _matrix_shape(weight.shape)
+    rows, columns = matrix_shape(weight.shape)
     matrix = flat.reshape(rows, columns)
     count = int(np.count_nonzero(flat))
     if count == 0:

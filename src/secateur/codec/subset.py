@@ -53,7 +53,7 @@ class Subset:
             bitmap[self.members] = 1
             return bitmap
         k = self.coder - _RICE
-        gaps = _gaps(self.members)
+        gaps = gaps_of(self.members)
         remainders = to_bits(gaps, k)
         quotients = np.ones(self.stream - len(remainders), dtype=np.uint8)
         quotients[np.cumsum((gaps >> k) + 1) - 1] = 0
@@ -70,15 +70,25 @@ def entrusted(size: int, flagged: bool) -> Subset:
     return Subset(size, None, FLAGGED if flagged else FULL, 0)
 
 
+def bitmap(members: Members, size: int) -> Subset:
+    """Return the subset with one bit for each of 0 ... size-1."""
+    return Subset(size, members, _BITMAP, size)
+
+
+def rice(members: Members, size: int) -> Subset:
+    """Return the subset as Golomb-Rice coded gaps with the best parameter (members ascending)."""
+    k, stream = _best_parameter(gaps_of(members))
+    return Subset(size, members, _RICE + k, stream)
+
+
 def listed(members: Members, size: int) -> Subset:
     """Return the subset in the shorter of its two codings (members ascending, header counted)."""
-    k, stream = _best_parameter(_gaps(members))
-    rice = Subset(size, members, _RICE + k, stream)
-    bitmap = Subset(size, members, _BITMAP, size)
-    return min(bitmap, rice, key=lambda subset: subset.stream + 8 * len(subset.header()))
+    codings = bitmap(members, size), rice(members, size)
+    return min(codings, key=lambda subset: subset.stream + 8 * len(subset.header()))
 
 
-def _gaps(members: Members) -> Members:
+def gaps_of(members: Members) -> Members:
+    """Return how many are skipped before each member (ascending) since the last one."""
     return np.diff(members, prepend=-1) - 1
 
 

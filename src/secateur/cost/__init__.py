@@ -1,5 +1,22 @@
-"""What a network costs: parameters, MACs, BOPs and bytes."""
+"""What a network costs: parameters, MACs, BOPs and bytes, and bits under each encoding."""
 
 from secateur.cost.account import Cost, LayerCost, inspect
+from secateur.cost.breakeven import break_even, index_bits, measured_index_bits
+from secateur.cost.encodings import ENCODINGS, Encoding
+from secateur.cost.storage import Bound, LayerStorage, StorageTable, bound, storage_table
 
-__all__ = ["Cost", "LayerCost", "inspect"]
+__all__ = [
+    "ENCODINGS",
+    "Bound",
+    "Cost",
+    "Encoding",
+    "LayerCost",
+    "LayerStorage",
+    "StorageTable",
+    "bound",
+    "break_even",
+    "index_bits",
+    "inspect",
+    "measured_index_bits",
+    "storage_table",
+]

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 
 WIDTH = 500
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 26, 28
 _PLOT_HEIGHT = 190
 _ROW = 25
 _BAR_TEXT = 130
+_END_LABEL = 52
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
 Point = tuple[float, float]
@@ -29,6 +31,15 @@ class Series:
 
     label: str
     values: Sequence[float | None]
+    colour: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart on two logarithmic axes: label, points of positive numbers, colour."""
+
+    label: str
+    points: Sequence[Point]
     colour: int
 
 
@@ -99,6 +110,58 @@ def line_chart(
         parts.append(f'<g class="dot c{one.colour}">{dots}</g>')
     summary = "; ".join(f"{one.label} {_from_to(one.values, usable, write)}" for one in series)
     return _svg(title, f"{epochs} epochs: {summary}.", bottom + _BOTTOM, parts)
+
+
+def curve_chart(
+    title: str, across: str, curves: Sequence[Curve], write: Callable[[float], str]
+) -> str:
+    """Draw curves on logarithmic axes, each with its label at its right end.
+
+    Args:
+        title: what the vertical axis shows.
+        across: what the horizontal axis shows.
+        curves: lines, the lowest first, so that labels can be kept apart.
+        write: how a value of either axis is written.
+    """
+    points = [point for curve in curves for point in curve.points]
+    axes = [_decades(min(values), max(values)) for values in zip(*points, strict=True)]
+    right, bottom = WIDTH - _END_LABEL, _TOP + _PLOT_HEIGHT
+
+    def place(point: Point) -> Point:
+        x, y = (
+            math.log10(value / low) / math.log10(high / low)
+            for value, (low, high, _) in zip(point, axes, strict=True)
+        )
+        return _LEFT + x * (right - _LEFT), bottom - y * _PLOT_HEIGHT
+
+    (left, _, columns), (low, _, rows) = axes
+    parts = [_text(_LEFT, _TOP - 12, title, "start")]
+    for tick in rows:
+        y = place((left, tick))[1]
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" {_both("y", y)}/>')
+        parts.append(_text(_LEFT - 8, y + 4, write(tick), "end"))
+    for tick in columns:
+        parts.append(_text(place((tick, low))[0], bottom + 20, write(tick), "middle"))
+    parts.append(_text((_LEFT + right) / 2, bottom + 38, across, "middle"))
+    free = math.inf  # above the label before
+    for curve in curves:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in map(place, curve.points))
+        parts.append(f'<path class="line c{curve.colour}" d="M{path}"/>')
+        x, y = place(curve.points[-1])
+        free = min(y + 4, free - 13)
+        parts.append(_text(x + 6, free, curve.label, "start"))
+    summary = "; ".join(
+        f"{curve.label}: {write(curve.points[-1][1])} at {write(curve.points[-1][0])}"
+        for curve in curves
+    )
+    return _svg(title, summary, bottom + 46, parts)
+
+
+def standalone(svg: str) -> str:
+    """Return a chart as the text of an SVG file, with the colours of the page in it."""
+    style = files("secateur.report").joinpath("page.css").read_text(encoding="utf-8")
+    root, rest = svg.removeprefix("<svg").split(">", 1)
+    return f'<svg xmlns="http://www.w3.org/2000/svg"{root}><style>{style}</style>{rest}'
 
 
 def bar_chart(title: str, bars: Sequence[Bar]) -> str:
