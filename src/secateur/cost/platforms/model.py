@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -47,7 +47,7 @@ class Memory(Section):
     activations: Literal["on_chip", "off_chip"] = Field(
         "off_chip", description="where activations are between layers"
     )
-    widths: tuple[int, ...] | None = Field(
+    widths: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         None,
         min_length=1,
         strict=False,
@@ -134,7 +134,7 @@ def _skips(raw: Any, problems: Problems) -> dict[str, Skip | None]:
     for kind in raw.keys() - set(known):
         problems.unknown("skips", kind, known)
     return {
-        kind: problems.validate(Skip, raw[kind] or {}, f"skips.{kind}")
+        kind: problems.validate(Skip, {} if raw[kind] is None else raw[kind], f"skips.{kind}")
         for kind in known
         if kind in raw
     }
