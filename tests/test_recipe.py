@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from secateur import cli
+from secateur.documents import parse_yaml
 from secateur.errors import RecipeError
 from secateur.methods import METHODS
 from secateur.plan import build_plan
@@ -390,3 +391,17 @@ def test_keys_of_a_data_set_that_is_only_a_name_can_be_set() -> None:
     recipe = load_recipe(short, ["data.shift=2", "data.train_samples=100"])
     assert (recipe.data.name, recipe.data.shift, recipe.data.train_samples) == ("mnist", 2, 100)
     assert load_recipe(short, ["data=digits"]).data.name == "digits"
+
+
+def test_yaml_means_what_it_looks_like() -> None:
+    text = "{a: 2:4, 2:4: 1e-3, b: -12, c: 0x1f, d: 0, e: 1_000, f: 1.5, g: 12:30:45}"
+    assert parse_yaml(text, "text") == {
+        "a": "2:4",
+        "2:4": 0.001,
+        "b": -12,
+        "c": 31,
+        "d": 0,
+        "e": 1000,
+        "f": 1.5,
+        "g": "12:30:45",
+    }

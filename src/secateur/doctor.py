@@ -21,6 +21,7 @@ OPTIONAL = {
     "scikit-learn": 'pip install "secateur[data]"',
     "torchvision": 'pip install "secateur[vision]"',
     "openvino": "pip install openvino",
+    "zeus": 'pip install "secateur[energy]"',
 }
 """Packages that a feature may need, with the command that brings each."""
 

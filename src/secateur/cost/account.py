@@ -26,6 +26,8 @@ class LayerCost:
         parameters: elements of all its own parameters; a shared parameter counts for its first
             holder only.
         macs: multiply-accumulates for the given example input.
+        inputs: elements that these multiplications read, parameters not counted.
+        outputs: elements that they write.
         weight_bits: bits of one weight.
         activation_bits: bits of one input of a multiplication.
         bops: macs x weight_bits x activation_bits.
@@ -39,6 +41,8 @@ class LayerCost:
     shape: tuple[int, ...]
     parameters: int
     macs: int
+    inputs: int
+    outputs: int
     weight_bits: int
     activation_bits: int
     bops: int
@@ -131,7 +135,7 @@ def inspect(
     layers = []
     for name, module, own in _rows(model, measured):
         layer_bits = _bits_of(name, measured, bits, first_last_bits)
-        layers.append(_layer(name, module, own, measured.macs.get(name), layer_bits))
+        layers.append(_layer(name, module, own, measured, layer_bits))
     return Cost(tuple(layers), tuple(measured.uncounted), bits, first_last_bits)
 
 
@@ -172,9 +176,10 @@ def _layer(
     name: str,
     module: nn.Module,
     own: dict[str, nn.Parameter],
-    macs: int | None,
+    measured: Profile,
     bits: tuple[int, int],
 ) -> LayerCost:
+    macs = measured.macs.get(name)
     weights = [value for value in own.values() if macs is not None and value.ndim >= 2]
     parameters = sum(value.numel() for value in own.values())
     weight_count = sum(value.numel() for value in weights)
@@ -187,6 +192,8 @@ def _layer(
         shape=() if weight is None else tuple(weight.shape),
         parameters=parameters,
         macs=macs or 0,
+        inputs=measured.inputs.get(name, 0),
+        outputs=measured.outputs.get(name, 0),
         weight_bits=bits[0],
         activation_bits=bits[1],
         bops=(macs or 0) * bits[0] * bits[1],

@@ -26,12 +26,16 @@ class Profile:
 
     Attributes:
         macs: module name -> multiply-accumulates, in the order of first use.
+        inputs: module name -> elements that its multiplications read, parameters not counted.
+        outputs: module name -> elements that its multiplications write.
         entered: names of all modules that ran, in the order of first entry.
         last: name of the module of the last counted operation, or None.
         uncounted: names of operations that are neither counted nor free.
     """
 
     macs: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
     entered: dict[str, None] = field(default_factory=dict)
     last: str | None = None
     uncounted: dict[str, None] = field(default_factory=dict)
@@ -117,9 +121,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.profile = Profile()
         self._running: list[str] = []
         self._holders: dict[int, list[str]] = {}
+        self._parametrized: list[Tensor] = []
         for name, module in replica.named_modules():
             module.register_forward_pre_hook(self._enter(name), prepend=True)
             module.register_forward_hook(self._leave)
+            holder, separator, tensor = f".{name}".rpartition(f".{_PARAMETRIZATIONS}.")
+            if separator and "." not in tensor:
+                module.register_forward_hook(self._hold(holder[1:]))
             for parameter in module.parameters(recurse=False):
                 self._holders.setdefault(_storage(parameter), []).append(name)
 
@@ -132,6 +140,15 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, arguments: Any, out: Any) -> None:
         self._running.pop()
+
+    def _hold(self, holder: str) -> Any:
+        """Have the result of a parametrization count as a parameter of its module."""
+
+        def hold(module: nn.Module, arguments: Any, out: Any) -> None:
+            self._parametrized.append(out)  # kept, so that no other tensor gets its storage
+            self._holders.setdefault(_storage(out), []).append(holder)
+
+        return hold
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -148,12 +165,18 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         if counted:
             name = self._module_of(args)
-            macs = macs_of(func, args, kwargs, out)
-            self.profile.macs[name] = self.profile.macs.get(name, 0) + macs
+            _add(self.profile.macs, name, macs_of(func, args, kwargs, out))
+            _add(self.profile.inputs, name, self._read(args))
+            _add(self.profile.outputs, name, out.numel())
             self.profile.last = name
         elif not free:
             self.profile.uncounted.setdefault(str(func._overloadpacket))
         return out
+
+    def _read(self, arguments: tuple[Any, ...]) -> int:
+        """Count the elements of the tensors that are no parameters."""
+        tensors = (value for value in arguments if isinstance(value, Tensor))
+        return sum(value.numel() for value in tensors if _storage(value) not in self._holders)
 
     def _module_of(self, arguments: tuple[Any, ...]) -> str:
         running = self._running[-1] if self._running else ""
@@ -162,6 +185,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if holders and running not in holders:
                 return holders[0]
         return running
+
+
+def _add(counts: dict[str, int], name: str, more: int) -> None:
+    counts[name] = counts.get(name, 0) + more
 
 
 def _storage(tensor: Tensor) -> int:

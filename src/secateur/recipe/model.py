@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from secateur.recipe.problems import Problems, show
+from secateur.problems import Problems, Section, show
 from secateur.recipe.stage import Stage, parse_stage
-
-
-class Section(BaseModel):
-    """A map of a recipe: no unknown keys, no conversions, no infinities."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataChoice(Section):
@@ -61,11 +55,11 @@ class Head(Section):
     model_args: dict[str, Any] = Field({}, description="keyword arguments of the model's callable")
     weights: str | None = Field(None, description="file of trained dense weights")
     data: Any = Field(description="data set, e.g. digits")
-    train: Any = {}
+    train: Any = Field({})
     stages: Any = Field(description="list of stages, e.g. [{method: admm, density: 0.1}]")
     floor: float | None = Field(None, gt=0, lt=1, description="lowest validation accuracy")
     compact: bool = Field(True, description="remove channels that have become useless, by stage")
-    export: Any = {}
+    export: Any = Field({})
 
 
 class Recipe(Head):

@@ -8,52 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from secateur.documents import parse_yaml
 from secateur.errors import RecipeError, did_you_mean
-from secateur.recipe.problems import kind, show
+from secateur.problems import kind, show
 
 SMALLEST = "model: secateur.zoo:lenet5, data: digits, stages: [{method: admm, density: 0.1}]"
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """YAML without its two traps: ``1e-3`` is a number here, and a key given twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Build a map, refusing a second value for a key."""
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """Read one YAML document.
-
-    Raises:
-        RecipeError: invalid YAML, with the number of the line.
-    """
-    try:
-        return yaml.load(text, RecipeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        tab = "\nYAML is indented with spaces, never tabs." if "'\\t'" in str(error) else ""
-        raise RecipeError(f"{source}: invalid YAML{line}: {error.problem}.{tab}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RecipeError(f"{source}: invalid YAML: {reason}.") from error
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from secateur.allocation import Budget
 from secateur.errors import RecipeError, SecateurError, did_you_mean
 from secateur.methods import METHODS
-from secateur.recipe.problems import Problems, join, kind, show
+from secateur.problems import Problems, join, kind, show
 from secateur.recipe.set_options import option_names, options_model
 from secateur.sets import SETS, ConstraintSet, Levels, Pattern, Unstructured
 

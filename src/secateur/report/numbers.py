@@ -25,6 +25,13 @@ def size(number: float) -> str:
     return f"{significant(number / step)} {prefix}B"
 
 
+def small(number: float, unit: str) -> str:
+    """Write a small quantity with its prefix: ``6.30 mJ``, ``131 µs``."""
+    steps = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
+    step, prefix = next((pair for pair in steps if abs(number) >= pair[0]), steps[-1])
+    return f"{significant(number / step)} {prefix}{unit}" if number else f"0 {unit}"
+
+
 def times(ratio: float) -> str:
     """Write a ratio: ``212x``, ``3.75x``."""
     return f"{significant(ratio)}x"

@@ -1,4 +1,4 @@
-"""Problems of a recipe: collected with the path of their key, reported the first one in full."""
+"""Problems of a document that a user wrote: collected by key, the first one reported in full."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from secateur.errors import RecipeError, did_you_mean
+from secateur.errors import RecipeError, SecateurError, did_you_mean
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -36,15 +36,28 @@ KINDS = {
 """What a value should have been, by pydantic's name for the error."""
 
 
+class Section(BaseModel):
+    """A map of a document: no unknown keys, no conversions, no infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
 @dataclass
 class Problems:
-    """Collects what is wrong with a recipe, in the order in which it was found."""
+    """Collects what is wrong with a document, in the order in which it was found.
+
+    Attributes:
+        source: what messages call the document.
+        found: the messages.
+        error: class of the error that is raised about them.
+    """
 
     source: str
     found: list[str] = field(default_factory=list)
+    error: type[SecateurError] = RecipeError
 
     def add(self, path: str, text: str) -> None:
-        """Note a problem at a key, such as ``stages[0].density``; empty means the whole recipe."""
+        """Note a problem at a key, such as ``stages[0].density``; empty means the whole of it."""
         self.found.append(f"{self.source}: {path}: {text}" if path else f"{self.source}: {text}")
 
     def unknown(self, path: str, key: object, known: Iterable[str]) -> None:
@@ -54,11 +67,11 @@ class Problems:
         self.add(join(path, key), f"unknown key '{key}'.{near}\nKnown here: {', '.join(known)}.")
 
     def raise_if_any(self) -> None:
-        """Raise :class:`RecipeError` about the first problem, with the number of the others."""
+        """Raise ``error`` about the first problem, with the number of the others."""
         if self.found:
             more = len(self.found) - 1
             tail = f"\nand {more} more problem{'s' if more > 1 else ''}." if more else ""
-            raise RecipeError(self.found[0] + tail)
+            raise self.error(self.found[0] + tail)
 
     def validate(self, model: type[AnyModel], values: Any, path: str) -> AnyModel | None:
         """Validate against a pydantic model and note what is wrong; None if anything is."""

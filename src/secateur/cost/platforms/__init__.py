@@ -1,0 +1,25 @@
+"""Models of machines that are not here: what a network would take there, and what pruning pays."""
+
+from secateur.cost.platforms.model import Platform, load_platform
+from secateur.cost.platforms.roofline import Comparison, LayerTime, Timing, compare, timing
+from secateur.cost.platforms.verdict import Verdict, break_even, verdict
+from secateur.cost.shipped import shipped
+
+__all__ = [
+    "Comparison",
+    "LayerTime",
+    "Platform",
+    "Timing",
+    "Verdict",
+    "break_even",
+    "compare",
+    "load_platform",
+    "platform_names",
+    "timing",
+    "verdict",
+]
+
+
+def platform_names() -> list[str]:
+    """Return the names of the platforms that come with the package."""
+    return shipped("platforms")
