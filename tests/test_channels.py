@@ -496,7 +496,8 @@ def networks(draw: st.DrawFn) -> nn.Module:
 @settings(max_examples=40, deadline=None)
 @given(model=networks())
 def test_random_networks_compute_the_same_and_nothing_dead_remains(model: nn.Module) -> None:
-    images = IMAGE.double()
+    # Six convolutions without padding take 12 pixels off.
+    images = torch.randn(2, 3, 14, 14, generator=torch.Generator().manual_seed(0)).double()
     small = compact(model, images)
     with torch.no_grad():
         expected, found = model(images), small.model(images)
