@@ -161,6 +161,7 @@ class Course:
             )
         load_dense(self.task.model, self.folder / REACHED)
         del self.plans[stage:]
+        self.allocations = {k: each for k, each in self.allocations.items() if k < stage}
         self.notes.append(f"stage {stage} and all after it were undone: {why}")
 
     def _remove_channels(self, trainer: Trainer, plans: Sequence[Plan]) -> Sequence[str]:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.cost.account import inspect
+from secateur.cost.encodings.gaps import RelativeEscape
 
 PatternKind = Literal["dense", "structured", "2:4", "unstructured"]
 
 _KINDS: tuple[PatternKind, ...] = ("dense", "structured", "2:4", "unstructured")
-_GAP_WIDTHS = range(1, 17)
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,8 @@ def pattern_of(weight: Tensor) -> PatternKind:
 
 
 def gap_bits(weight: Tensor) -> int:
-    """Count the bits of relative indices, as sparse accelerators store them (EIE, ISCA 2016).
-
-    Each non-zero carries the number of zeros before it, in the fixed width that is best for this
-    tensor. The largest number of that width says "that many zeros, but no weight yet".
-    """
-    positions = (weight != 0).flatten().nonzero().flatten()
-    gaps = positions.diff(prepend=positions.new_tensor([-1])) - 1
-    return min(width * int((1 + gaps // (2**width - 1)).sum()) for width in _GAP_WIDTHS)
+    """Count the bits of relative indices, as sparse accelerators store them (EIE, ISCA 2016)."""
+    return RelativeEscape().storage(weight).index
 
 
 def _weights(module: nn.Module) -> Iterator[Tensor]:
