@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur import finish
+from secateur import data, finish, zoo
 from secateur.engine import checkpoint
+from secateur.engine.teacher import Teacher
 from secateur.errors import ParityError, SecateurError
 from secateur.report import schema
 from tiny import digits_network, digits_task
@@ -148,6 +149,18 @@ def test_trained_weights_are_taken_over(finished: sc.Result, tmp_path: Path) -> 
     recipe["weights"] = str(dense.with_suffix(".bad.safetensors"))
     with pytest.raises(SecateurError, match=r"weights: .* does not fit the model"):
         sc.compress(digits_task(), recipe, out=tmp_path / "bad")
+
+
+@pytest.mark.parametrize(("flip", "epochs", "asks"), [(False, 9, False), (True, 9, True)])
+def test_goals_of_augmented_images(flip: bool, epochs: int, asks: bool) -> None:
+    network = zoo.lenet5().eval()
+    train = data.augmented(data.load("digits"), 1, flip).train
+    samples, asked = Teacher(lambda: network, train, epochs).ready()
+    images, _, *goals = samples.__getitems__(list(range(64)))  # type: ignore[attr-defined]
+    assert (asked is network) == asks == (not goals)
+    with torch.no_grad():
+        for each in goals:
+            torch.testing.assert_close(each, network(images))
 
 
 def test_goals_kept_in_memory_are_those_of_the_teacher(tmp_path: Path) -> None:

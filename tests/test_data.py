@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import itertools
 import struct
 import tarfile
 from pathlib import Path
@@ -319,6 +320,27 @@ def test_augmented_images_are_moved_copies_of_their_own(digits: data.DataSplits)
     torch.manual_seed(0)
     assert torch.equal(train.__getitems__(list(range(64)))[0], images)  # type: ignore[attr-defined]
     assert data.first(train, 5).inputs.shape[0] == 5  # type: ignore[attr-defined]
+
+
+def test_variants_of_augmented_images(digits: data.DataSplits) -> None:
+    train = data.augmented(digits, 1, flip=True).train
+    assert isinstance(train, data.Augmented)
+    assert train.variants == 18
+    assert data.augmented(digits, 2, flip=False).train.variants == 25  # type: ignore[attr-defined]
+    forms = itertools.product((False, True), (-1, 0, 1), (-1, 0, 1))
+    for number, (flip, down, across) in enumerate(forms):
+        moved, target = train.variant(number)[7]
+        image, same = digits.train[7]
+        assert torch.equal(moved, by_hand(image, flip, down, across))
+        assert target == same
+    torch.manual_seed(0)
+    alone = train.__getitems__(list(range(9)))
+    torch.manual_seed(0)
+    number = torch.arange(18).expand(len(train), 18)
+    *batch, numbers = train.joined(number).__getitems__(list(range(9)))
+    assert torch.equal(batch[0], alone[0])
+    for row, which in enumerate(numbers.tolist()):
+        assert torch.equal(batch[0][row], train.variant(which)[row][0])
 
 
 def by_hand(image: torch.Tensor, flip: bool, down: int, across: int) -> torch.Tensor:

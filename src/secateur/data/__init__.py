@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from secateur.data.augment import Augmented
 from secateur.data.batches import augmented, collate_fn, fewer, first
 from secateur.data.fetch import get
 from secateur.data.named import NAMED
@@ -16,6 +17,7 @@ from secateur.errors import DataError, did_you_mean
 
 __all__ = [
     "NAMED",
+    "Augmented",
     "DataSplits",
     "InMemory",
     "augmented",

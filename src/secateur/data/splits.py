@@ -27,9 +27,14 @@ class InMemory(Dataset[tuple[torch.Tensor, ...]]):
         targets: int64 tensor of shape (samples,).
         more: tensors of shape (samples, ...) that each sample brings along.
 
+    Attributes:
+        variants: forms that a sample can take; this is the only one.
+
     Raises:
         DataError: the lengths differ, or there is no sample at all.
     """
+
+    variants = 1
 
     def __init__(self, inputs: torch.Tensor, targets: torch.Tensor, *more: torch.Tensor) -> None:
         if len(inputs) != len(targets):
@@ -52,9 +57,13 @@ class InMemory(Dataset[tuple[torch.Tensor, ...]]):
         tensors = (self.inputs, self.targets, *self.more)
         return tuple(each.index_select(0, chosen) for each in tensors)
 
-    def joined(self, *more: torch.Tensor) -> InMemory:
-        """Return the same samples, which bring more tensors along."""
-        return InMemory(self.inputs, self.targets, *self.more, *more)
+    def variant(self, number: int) -> InMemory:
+        """Return all samples in one of their forms."""
+        return self
+
+    def joined(self, goals: torch.Tensor) -> InMemory:
+        """Return the same samples, which bring more along: ``goals`` (samples, variants, ...)."""
+        return InMemory(self.inputs, self.targets, *self.more, goals[:, 0])
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from secateur.channels import Compacted, Kept, replay
-from secateur.data import InMemory, collate_fn
+from secateur.data import collate_fn
 from secateur.engine import checkpoint
 from secateur.engine.distill import distillation_loss
-from secateur.engine.evaluate import mean_score, outputs
+from secateur.engine.evaluate import mean_score
 from secateur.engine.progress import Progress
+from secateur.engine.teacher import Teacher
 from secateur.errors import SecateurError
 from secateur.methods import Method, Phase
 from secateur.task import Task
@@ -150,13 +151,15 @@ class Trainer:
             self.task.model.load_state_dict(saved["model"])
             self.history[:] = saved["history"]
         total = sum(segment.phase.epochs for segment in segments)
+        distilled = sum(each.phase.epochs for each in segments if each.phase.distill)
+        teacher = Teacher(self._frozen_teacher, self.task.train, distilled)
         with self.progress.running(total, len(self.history)):
             for number, segment in enumerate(segments):
                 if saved and number < saved["segment"]:
                     continue
                 if segment.opens or saved:
                     before(segment, self)
-                self._segment(number, segment, saved)
+                self._segment(number, segment, saved, teacher)
                 saved = None
                 if not after(segment, self):
                     break
@@ -187,7 +190,9 @@ class Trainer:
         self.task.model.to(memory_format=torch.channels_last)
         self.model = self.accelerator.prepare_model(self.task.model)
 
-    def _segment(self, number: int, segment: Segment, saved: dict[str, Any] | None) -> None:
+    def _segment(
+        self, number: int, segment: Segment, saved: dict[str, Any] | None, teacher: Teacher
+    ) -> None:
         """Train one segment, from where ``saved`` left it if that is given."""
         phase, method = segment.phase, segment.method
         if method and (segment.opens or saved):
@@ -199,17 +204,16 @@ class Trainer:
                 method.load_state_dict(saved["method"])
         elif method:
             method.begin(phase, len(self.loader))
-        loader, teacher = self.loader, self._frozen_teacher() if phase.distill else None
-        if teacher and isinstance(self.task.train, InMemory):
-            # These samples are the same in every epoch, so their goals are too.
-            goals, _ = outputs(teacher, self.task.train)
-            loader, teacher = self._loader(self.task.train.joined(goals)), None
+        loader, network = self.loader, None
+        if phase.distill:
+            samples, network = teacher.ready()
+            loader = self._loader(samples)
         average = self._average(phase, saved)
         for epoch in range(saved["epochs"] if saved else 0, phase.epochs):
             set_seed(_derived_seed(self.options.seed, number, epoch))
             self.sampler.seed = _derived_seed(self.options.seed, number, epoch)
             started = time.perf_counter()
-            loss = self._epoch(segment, optimizer, epoch, loader, teacher, average)
+            loss = self._epoch(segment, optimizer, epoch, loader, network, average)
             entry = {
                 "stage": segment.stage,
                 "method": method.name if method else "dense",
