@@ -22,7 +22,7 @@ DENSITIES = {
     "resnet8": (0.2, 0.1, 0.05, 0.025),
     "resnet20": (0.05,),
 }
-SAMPLES = 20_000
+SAMPLES = {"lenet5": 20_000, "resnet8": 10_000, "resnet20": 10_000}
 """Training images: fewer than there are, so that all seeds fit into a few hours of two cores."""
 
 
@@ -43,7 +43,7 @@ def others(network: str, seed: int) -> Iterator[Run]:
 def _run(network: str, method: str, density: float, seed: int, more: dict[str, Any]) -> Run:
     changes = {
         "train.seed": seed,
-        "data.train_samples": SAMPLES,
+        "data.train_samples": SAMPLES[network],
         "stages.0.density": density,
         **more,
     }
