@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +131,12 @@ def test_what_has_no_formula_is_named_and_the_rest_is_counted(name: str) -> None
     cost = inspect(Within(), torch.zeros(2, 5))
     assert operator in cost.uncounted
     assert cost.macs == math.prod((2, 5, 7))
+
+
+def test_the_documented_totals_are_what_the_documented_code_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "counting.md").read_text()
+    code, printed = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == printed
