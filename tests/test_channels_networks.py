@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.channels import ChannelGraph, compact, fold_constants, replay, shrink
+from secateur.reference import build
 from secateur.zoo import lenet5
 
 
@@ -34,16 +35,34 @@ def zero_filters(model: nn.Module, images: Tensor, generator: torch.Generator) -
                 module.weight.data[dead[member.channel]] = 0
 
 
+SMALL = (1, 28, 28)
+RGB = (3, 32, 32)
+LARGE = (3, 64, 64)
+
+
 @pytest.mark.parametrize(
-    ("name", "left"),
-    [("resnet18", 0.5), ("mobilenet_v2", 0.55), ("densenet121", 0.55), ("vgg16", 0.52)],
+    ("reference", "arguments", "image", "left"),
+    [
+        ("torchvision.models:resnet18", {"num_classes": 10}, LARGE, 0.5),
+        ("torchvision.models:mobilenet_v2", {"num_classes": 10}, LARGE, 0.55),
+        ("torchvision.models:densenet121", {"num_classes": 10}, LARGE, 0.55),
+        ("torchvision.models:vgg16", {"num_classes": 10}, LARGE, 0.52),
+        ("secateur.zoo:lenet5_wide", {}, SMALL, 0.55),
+        ("secateur.zoo:vgg7", {"width": 0.25}, SMALL, 0.55),
+        ("secateur.zoo:vgg7", {"channels": 3, "width": 0.25}, RGB, 0.55),
+        ("secateur.zoo:vgg7", {"width": 0.125, "head": "average"}, SMALL, 0.55),
+        ("secateur.zoo:vgg7", {"channels": 3, "head": "average", "width": 0.5}, RGB, 0.55),
+        ("secateur.zoo:mobilenet_v2", {"width": 0.25}, SMALL, 0.6),
+        ("secateur.zoo:mobilenet_v2", {"channels": 3}, RGB, 0.6),
+    ],
 )
-def test_torchvision_networks_without_their_dead_channels(name: str, left: float) -> None:
-    models = pytest.importorskip("torchvision").models
+def test_networks_without_their_dead_channels(
+    reference: str, arguments: dict[str, object], image: tuple[int, ...], left: float
+) -> None:
+    pytest.importorskip("torchvision")
     generator = torch.Generator().manual_seed(0)
-    build = getattr(models, name)
-    model = randomized(build(num_classes=10), generator)
-    images = torch.randn(2, 3, 64, 64, generator=generator)
+    model = randomized(build(reference, arguments), generator)
+    images = torch.randn(2, *image, generator=generator)
     zero_filters(model, images, generator)
     small = compact(model, images)
     with torch.no_grad():
@@ -52,7 +71,7 @@ def test_torchvision_networks_without_their_dead_channels(name: str, left: float
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, small.model))
     assert after <= left * before
     with torch.device("meta"):  # random weights would be overwritten anyway
-        fresh = build(num_classes=10)
+        fresh = build(reference, arguments)
     again = replay(json.loads(json.dumps(small.kept)), fresh)
     again.load_state_dict(small.model.state_dict(), assign=True)
     with torch.no_grad():

@@ -258,6 +258,7 @@ def test_to_dict_is_json_with_the_stable_names(resnet18: nn.Module) -> None:
     assert read["total"] == {
         "parameters": cost.parameters,
         "macs": cost.macs,
+        "effective_macs": cost.effective_macs,
         "bops": cost.bops,
         "bytes": cost.bytes,
     }

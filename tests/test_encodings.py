@@ -27,6 +27,8 @@ from secateur.cost.encodings import (
     Structured,
 )
 from secateur.errors import ArtifactError, MembershipError, SecateurError
+from secateur.sets import ConstraintSet
+from test_sets import EVERY_SET, weights
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHAPES = ((), (0,), (1,), (9,), (3, 0), (1, 40), (40, 1), (6, 9), (5, 8), (4, 12, 3, 3), (60, 41))
@@ -120,6 +122,17 @@ def test_levels_come_back_and_are_counted(
     weight, quantized = level_tensor(mask, bits, zero, spacing, dtype, seed)
     for encoding in ALL:
         check(encoding, weight, quantized)
+
+
+@pytest.mark.parametrize("target", EVERY_SET, ids=str)
+@settings(max_examples=5, deadline=None)
+@given(weight=weights())
+def test_members_of_every_set_come_back_from_every_encoding_and_are_counted(
+    target: ConstraintSet, weight: Tensor
+) -> None:
+    member = target.project(weight) + 0.0  # levels have one zero
+    for kind in ENCODINGS.values():
+        check(kind(), member, target.quantized(member))
 
 
 def test_other_dtypes_and_signed_zeros() -> None:

@@ -68,6 +68,13 @@ def test_a_linear_layer_by_hand() -> None:
     assert json.loads(json.dumps(found.to_dict()))["joules"] == found.joules
 
 
+def test_products_of_activations_take_their_bits_and_are_not_skipped() -> None:
+    layer = LayerWork("attention", 1000, 100, 25, 4, 8, 0, 0, 0, "structured", activation_macs=400)
+    (found,) = energy_of([layer], NODE, skip_zeros=True).layers
+    by_weights, of_activations = 600 * 0.25 * NODE.mac_joules(4, 8), 400 * NODE.mac_joules(8, 8)
+    assert found.compute == pytest.approx(by_weights + of_activations)
+
+
 def test_fewer_bits_move_into_a_smaller_memory() -> None:
     layer = LayerWork("fc", 0, 2**18, 2**18, 32, 8, 0, 0, 0, "dense")
     homes = {8: 2**20, 1: 2**15, 32: 2**20}

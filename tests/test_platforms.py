@@ -127,6 +127,15 @@ def test_bops_and_weights_on_the_chip(tmp_path: Path) -> None:
     assert [layer.memory_seconds for layer in spilt] == pytest.approx([0.075, 0.075])
 
 
+def test_products_of_activations_are_not_skipped(board: Platform, tmp_path: Path) -> None:
+    layer = replace(LAYER, pattern="unstructured", nonzeros=100, activation_macs=4000)
+    (timed,) = timing(board, [layer]).layers
+    assert timed.compute_seconds == pytest.approx((4000 + 6000 * 0.1 / 0.4) / 1e6)
+    chip = platform(tmp_path, compute={"bops_per_second": 1e6}, skips={})
+    (narrow,) = timing(chip, [replace(layer, weight_bits=2)]).layers
+    assert narrow.compute_seconds == pytest.approx((4000 * 8 * 8 + 6000 * 2 * 8) / 1e6)
+
+
 def test_ppr_and_break_even_follow_from_the_efficiency(tmp_path: Path) -> None:
     fed = platform(tmp_path, memory={"bytes_per_second": 1e12})
     dense = [replace(LAYER, weights=100_000, nonzeros=100_000)]

@@ -1,11 +1,11 @@
-"""Small networks and data on which the tests of training run."""
+"""Small networks and data on which tests run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sc
 from secateur import data
@@ -49,3 +49,17 @@ def digits_task() -> sc.Task:
     """Return a task of 20 steps an epoch at batch size 64."""
     splits = data.load("digits")
     return sc.Task(digits_network(), splits.train, splits.validation, splits.test, name="tiny")
+
+
+class Calls(nn.Module):
+    """A parameter and one function of it and the input."""
+
+    def __init__(
+        self, function: Callable[[Tensor, Tensor], Tensor], shape: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self.weight, images)

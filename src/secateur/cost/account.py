@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from secateur.cost.profile import Profile, profile
+from secateur.cost.profile import Profile, View, profile
 from secateur.errors import SecateurError
 
 _FULL_BITS = 32
@@ -26,11 +27,15 @@ class LayerCost:
         parameters: elements of all its own parameters; a shared parameter counts for its first
             holder only.
         macs: multiply-accumulates for the given example input.
+        activation_macs: of these, products of two activations, as in attention.
+        effective_macs: what is left of ``macs`` if none is done with a weight that is zero. Weights
+            that ``forward`` computes from parameters count as not zero.
         inputs: elements that these multiplications read, parameters not counted.
         outputs: elements that they write.
         weight_bits: bits of one weight.
         activation_bits: bits of one input of a multiplication.
-        bops: macs x weight_bits x activation_bits.
+        bops: macs x weight_bits x activation_bits, or x activation_bits twice for products of two
+            activations.
         bytes: weight_bits / 8 for each weight and 4 for any other parameter, without indices,
             scales or header. Weights are the parameters of 2 or more dimensions of a layer that
             multiplies; biases, norms and embeddings are other parameters.
@@ -41,6 +46,8 @@ class LayerCost:
     shape: tuple[int, ...]
     parameters: int
     macs: int
+    activation_macs: int
+    effective_macs: int
     inputs: int
     outputs: int
     weight_bits: int
@@ -77,8 +84,13 @@ class Cost:
         return sum(layer.macs for layer in self.layers)
 
     @property
+    def effective_macs(self) -> int:
+        """Multiply-accumulates that are left if those with a zero weight are skipped."""
+        return sum(layer.effective_macs for layer in self.layers)
+
+    @property
     def bops(self) -> int:
-        """Bit operations: multiply-accumulates x weight bits x activation bits."""
+        """Bit operations: multiply-accumulates x the bits of both operands."""
         return sum(layer.bops for layer in self.layers)
 
     @property
@@ -92,6 +104,7 @@ class Cost:
             "total": {
                 "parameters": self.parameters,
                 "macs": self.macs,
+                "effective_macs": self.effective_macs,
                 "bops": self.bops,
                 "bytes": self.bytes,
             },
@@ -139,6 +152,13 @@ def inspect(
     return Cost(tuple(layers), tuple(measured.uncounted), bits, first_last_bits)
 
 
+def held(module: nn.Module, name: str) -> Tensor:
+    """Return a tensor of a module as it computes with it in evaluation mode, detached."""
+    if parametrize.is_parametrized(module, name):
+        module = copy.deepcopy(module).eval()  # some parametrizations keep state as they train
+    return getattr(module, name).detach()  # type: ignore[no-any-return]
+
+
 def _check_bits(bit_field: str, value: int | None) -> None:
     if value is not None and not 1 <= value <= 32:
         raise SecateurError(f"{bit_field}: {value} is not a number of bits from 1 to 32.")
@@ -180,6 +200,8 @@ def _layer(
     bits: tuple[int, int],
 ) -> LayerCost:
     macs = measured.macs.get(name)
+    views = measured.weights.get(name, {})
+    activation_macs = (macs or 0) - sum(views.values())
     weights = [value for value in own.values() if macs is not None and value.ndim >= 2]
     parameters = sum(value.numel() for value in own.values())
     weight_count = sum(value.numel() for value in weights)
@@ -192,10 +214,27 @@ def _layer(
         shape=() if weight is None else tuple(weight.shape),
         parameters=parameters,
         macs=macs or 0,
+        activation_macs=activation_macs,
+        effective_macs=activation_macs + _nonzero_macs(module, views),
         inputs=measured.inputs.get(name, 0),
         outputs=measured.outputs.get(name, 0),
         weight_bits=bits[0],
         activation_bits=bits[1],
-        bops=(macs or 0) * bits[0] * bits[1],
+        bops=sum(views.values()) * bits[0] * bits[1] + activation_macs * bits[1] ** 2,
         bytes=weight_count * bits[0] / 8 + (parameters - weight_count) * 4,
     )
+
+
+def _nonzero_macs(module: nn.Module, views: Mapping[View, int]) -> int:
+    """Count the multiply-accumulates by weights that are not zero; all of them for weights without
+    data, and for those that only ``forward`` computes."""
+    total = 0
+    for view, macs in views.items():
+        if not view.tensor:
+            total += macs
+            continue
+        tensor = held(module, view.tensor)
+        elements = tensor.as_strided(view.size, view.stride, view.offset)
+        nonzeros = elements.numel() if tensor.is_meta else int(elements.count_nonzero())
+        total += macs // max(1, elements.numel()) * nonzeros
+    return total

@@ -112,9 +112,10 @@ def energy_of(network: Sequence[LayerWork], node: Node, skip_zeros: bool = False
     layers = tuple(
         LayerEnergy(
             name=layer.name,
-            compute=layer.macs
+            compute=(layer.macs - layer.activation_macs)
             * (layer.density if skip_zeros else 1.0)
-            * node.mac_joules(layer.weight_bits, layer.activation_bits),
+            * node.mac_joules(layer.weight_bits, layer.activation_bits)
+            + layer.activation_macs * node.mac_joules(layer.activation_bits, layer.activation_bits),
             weights=weight_bits * node.bit_joules(weights_in),
             activations=activation_bits * node.bit_joules(activations_in),
         )

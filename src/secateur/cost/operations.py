@@ -17,6 +17,9 @@ from torch import Tensor
 _VECTOR_PRODUCTS = {"mv": 0, "addmv": 1, "dot": 0, "vdot": 0}
 """Operation -> position of the argument with one element per multiply-accumulate."""
 
+_ADD_FIRST = frozenset({"addmm", "addmv", "baddbmm"})
+"""Operations whose first argument is added to the product of the next two."""
+
 _FREE_NAMES = """
 native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
 _batch_norm_no_update _batch_norm_with_update cudnn_batch_norm miopen_batch_norm
@@ -80,6 +83,10 @@ def is_free(operation: Any) -> bool:
     return operation.namespace == "aten" and (name in _FREE or name.removesuffix("_") in _FREE)
 
 
-def operands(arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Return the tensors among the arguments that can be matrices or kernels."""
-    return [value for value in arguments if isinstance(value, Tensor) and value.ndim >= 2]
+def operands(operation: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Return what an operation that :func:`is_counted` multiplies, without biases.
+
+    Each element of an operand takes part in equally many of the multiply-accumulates.
+    """
+    first = int(operation._overloadpacket.__name__ in _ADD_FIRST)
+    return [value for value in arguments[first : first + 2] if isinstance(value, Tensor)]

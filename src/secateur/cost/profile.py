@@ -7,17 +7,35 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from secateur.cost.operations import is_counted, is_free, macs_of, operands
 from secateur.errors import SecateurError
 
 _PARAMETRIZATIONS = "parametrizations"
+_Key = TypeVar("_Key")
+
+
+class View(NamedTuple):
+    """Which elements of a tensor of a module were multiplied, as ``Tensor.as_strided`` takes it.
+
+    Attributes:
+        tensor: name of the tensor in the module, such as ``weight``; empty if it was computed of
+            tensors of modules alone, such as a weight that ``forward`` quantizes.
+        size: of the view.
+        stride: of the view.
+        offset: of its first element in the storage.
+    """
+
+    tensor: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
 
 
 @dataclass
@@ -26,7 +44,9 @@ class Profile:
 
     Attributes:
         macs: module name -> multiply-accumulates, in the order of first use.
-        inputs: module name -> elements that its multiplications read, parameters not counted.
+        weights: module name -> of these, the multiply-accumulates by each view of its tensors; all
+            others are products of two activations.
+        inputs: module name -> elements that its multiplications read, weights not counted.
         outputs: module name -> elements that its multiplications write.
         entered: names of all modules that ran, in the order of first entry.
         last: name of the module of the last counted operation, or None.
@@ -34,6 +54,7 @@ class Profile:
     """
 
     macs: dict[str, int] = field(default_factory=dict)
+    weights: dict[str, dict[View, int]] = field(default_factory=dict)
     inputs: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, int] = field(default_factory=dict)
     entered: dict[str, None] = field(default_factory=dict)
@@ -120,16 +141,17 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.profile = Profile()
         self._running: list[str] = []
-        self._holders: dict[int, list[str]] = {}
-        self._parametrized: list[Tensor] = []
+        self._holders: dict[int, dict[str, str]] = {}
+        """Storage of a tensor -> name of a module that holds it -> name of the tensor there."""
+        self._computed: list[Tensor] = []
         for name, module in replica.named_modules():
             module.register_forward_pre_hook(self._enter(name), prepend=True)
             module.register_forward_hook(self._leave)
             holder, separator, tensor = f".{name}".rpartition(f".{_PARAMETRIZATIONS}.")
             if separator and "." not in tensor:
-                module.register_forward_hook(self._hold(holder[1:]))
-            for parameter in module.parameters(recurse=False):
-                self._holders.setdefault(_storage(parameter), []).append(name)
+                module.register_forward_hook(self._hold(holder[1:], tensor))
+            for own, value in _tensors(module):
+                self._holders.setdefault(_storage(value), {})[name] = own
 
     def _enter(self, name: str) -> Any:
         def enter(module: nn.Module, arguments: Any) -> None:
@@ -141,14 +163,17 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leave(self, module: nn.Module, arguments: Any, out: Any) -> None:
         self._running.pop()
 
-    def _hold(self, holder: str) -> Any:
+    def _hold(self, holder: str, tensor: str) -> Any:
         """Have the result of a parametrization count as a parameter of its module."""
 
         def hold(module: nn.Module, arguments: Any, out: Any) -> None:
-            self._parametrized.append(out)  # kept, so that no other tensor gets its storage
-            self._holders.setdefault(_storage(out), []).append(holder)
+            self._keep(out, holder, tensor)
 
         return hold
+
+    def _keep(self, out: Tensor, holder: str, tensor: str) -> None:
+        self._computed.append(out)  # alive, so that no other tensor gets its storage
+        self._holders.setdefault(_storage(out), {})[holder] = tensor
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -161,11 +186,18 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
+        if self._made_of_weights(args):
+            for made in tree_leaves(out):
+                if isinstance(made, Tensor) and _storage(made) not in self._holders:
+                    self._keep(made, self._running[-1], "")
         if any(_PARAMETRIZATIONS in name.split(".") for name in self._running):
             return out
         if counted:
-            name = self._module_of(args)
-            _add(self.profile.macs, name, macs_of(func, args, kwargs, out))
+            name, weight = self._weight_of(func, args)
+            macs = macs_of(func, args, kwargs, out)
+            _add(self.profile.macs, name, macs)
+            if weight is not None:
+                _add(self.profile.weights.setdefault(name, {}), weight, macs)
             _add(self.profile.inputs, name, self._read(args))
             _add(self.profile.outputs, name, out.numel())
             self.profile.last = name
@@ -173,22 +205,38 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.profile.uncounted.setdefault(str(func._overloadpacket))
         return out
 
+    def _made_of_weights(self, arguments: tuple[Any, ...]) -> bool:
+        tensors = [value for value in tree_leaves(arguments) if isinstance(value, Tensor)]
+        return bool(tensors) and all(_storage(value) in self._holders for value in tensors)
+
     def _read(self, arguments: tuple[Any, ...]) -> int:
-        """Count the elements of the tensors that are no parameters."""
+        """Count the elements of the tensors that are neither in a module nor made of such."""
         tensors = (value for value in arguments if isinstance(value, Tensor))
         return sum(value.numel() for value in tensors if _storage(value) not in self._holders)
 
-    def _module_of(self, arguments: tuple[Any, ...]) -> str:
+    def _weight_of(self, func: Any, arguments: tuple[Any, ...]) -> tuple[str, View | None]:
+        """Return the module that an operation counts for, and what of its weights it reads.
+
+        Of two weights that are multiplied, it is that of the running module, or of any module.
+        """
         running = self._running[-1] if self._running else ""
-        for operand in operands(arguments):
-            holders = self._holders.get(_storage(operand), [])
-            if holders and running not in holders:
-                return holders[0]
-        return running
+        found = [
+            (name, View(tensor, tuple(each.shape), each.stride(), int(each.storage_offset())))
+            for each in operands(func, arguments)
+            for name, tensor in self._holders.get(_storage(each), {}).items()
+        ]
+        return min(
+            found, key=lambda use: (not use[1].tensor, use[0] != running), default=(running, None)
+        )
 
 
-def _add(counts: dict[str, int], name: str, more: int) -> None:
-    counts[name] = counts.get(name, 0) + more
+def _add(counts: dict[_Key, int], key: _Key, more: int) -> None:
+    counts[key] = counts.get(key, 0) + more
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(recurse=False)
+    yield from module.named_buffers(recurse=False)
 
 
 def _storage(tensor: Tensor) -> int:

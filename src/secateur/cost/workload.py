@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.cost.account import inspect
+from secateur.cost.account import held, inspect
 from secateur.cost.encodings.gaps import RelativeEscape
 
 PatternKind = Literal["dense", "structured", "2:4", "unstructured"]
@@ -35,6 +35,8 @@ class LayerWork:
             matrix ("structured"), at least two in every four consecutive inputs and at most three
             quarters in all ("2:4"; sparser tensors have this form by chance), or anywhere
             ("unstructured").
+        activation_macs: those of ``macs`` that multiply two activations, as in attention; zero
+            weights spare none of them.
     """
 
     name: str
@@ -47,6 +49,7 @@ class LayerWork:
     inputs: int
     outputs: int
     pattern: PatternKind
+    activation_macs: int = 0
 
     @property
     def density(self) -> float:
@@ -84,6 +87,7 @@ def workload(
             activation_bits=layer.activation_bits,
             inputs=layer.inputs,
             outputs=layer.outputs,
+            activation_macs=layer.activation_macs,
         )
         for layer in cost.layers
         if layer.macs
@@ -112,7 +116,7 @@ def gap_bits(weight: Tensor) -> int:
 def _weights(module: nn.Module) -> Iterator[Tensor]:
     names = [name for name, _ in module.named_parameters(recurse=False)]
     names += list(getattr(module, "parametrizations", {}))
-    tensors = (getattr(module, name).detach() for name in names)
+    tensors = (held(module, name) for name in names)
     return (tensor for tensor in tensors if tensor.ndim >= 2)
 
 

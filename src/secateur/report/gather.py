@@ -38,17 +38,17 @@ def layers(
         stored: by tensor name, the bits it takes in the packed file.
     """
     macs, compressed_macs = (
-        {layer.name: layer.macs for layer in inspect(each, example_input).layers}
-        for each in (dense, model)
+        {layer.name: (layer.macs, layer.effective_macs) for layer in cost.layers}
+        for cost in (inspect(dense, example_input), inspect(model, example_input))
     )
     parameters = dict(model.named_parameters())
     entries = []
     for row in rows:
         weight, bias = parameters.get(row.parameter), parameters.get(row.bias)
         target = sets.get(row.layer)
-        live = row.weights if weight is None else weight.numel()
         kept = row.weights if weight is None else int(weight.count_nonzero())
         size = stored.get(row.parameter)
+        live_macs, effective_macs = compressed_macs.get(row.layer, (0, 0))
         entries.append(
             {
                 "name": row.layer,
@@ -60,9 +60,9 @@ def layers(
                 "kept": kept,
                 "density": kept / row.weights,
                 "bits": _bits(target),
-                "macs": macs.get(row.layer, 0),
-                "compressed_macs": compressed_macs.get(row.layer, 0),
-                "effective_macs": round(compressed_macs.get(row.layer, 0) * kept / max(1, live)),
+                "macs": macs.get(row.layer, (0, 0))[0],
+                "compressed_macs": live_macs,
+                "effective_macs": effective_macs,
                 "set": "dense" if target is None else str(target),
                 "storage": dataclasses.asdict(size) if size else None,
                 "note": row.note,

@@ -173,7 +173,8 @@ def _share(platform: Platform, layer: LayerWork, way: PatternKind) -> float:
     if way == "dense":
         return 1.0
     kept = 0.5 if way == "2:4" else layer.density
-    return kept / platform.skips[way].efficiency
+    unskippable = layer.activation_macs / max(1, layer.macs)
+    return unskippable + (1 - unskippable) * kept / platform.skips[way].efficiency
 
 
 def _weight_bytes(platform: Platform, layer: LayerWork, way: PatternKind) -> float:
@@ -190,7 +191,9 @@ def _weight_bytes(platform: Platform, layer: LayerWork, way: PatternKind) -> flo
 def _dense_seconds(platform: Platform, layer: LayerWork) -> float:
     compute = platform.compute
     if compute.bops_per_second is not None:
-        return layer.macs * layer.weight_bits * layer.activation_bits / compute.bops_per_second
+        bits = (layer.macs - layer.activation_macs) * layer.weight_bits
+        bits += layer.activation_macs * layer.activation_bits
+        return bits * layer.activation_bits / compute.bops_per_second
     assert compute.macs_per_second is not None
     needed = max(layer.weight_bits, layer.activation_bits)
     width = _next(compute.macs_per_second, needed, platform, layer, "multiplies")
