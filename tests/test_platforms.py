@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from secateur.cost.platforms import (
     Platform,
@@ -335,3 +335,13 @@ def test_a_network_becomes_plain_data() -> None:
     assert conv == LayerWork("0", 3456, 216, 216, 8, 8, 0, 48, 128, "dense")
     index = min(width * (1 + 135 // (2**width - 1)) for width in range(1, 17))
     assert linear == LayerWork("2", 640, 640, 1, 8, 8, index, 128, 5, "structured")
+    conv, linear = workload(net, torch.zeros(1, 3, 4, 4), bits=(4, 8), weight_bits={"2": 3})
+    assert (conv.weight_bits, linear.weight_bits, linear.activation_bits) == (4, 3, 8)
+
+
+def test_masked_weights_count_as_the_layer_computes_with_them() -> None:
+    net = nn.Linear(8, 4)
+    with torch.no_grad():
+        prune.custom_from_mask(net, "weight", torch.eye(8)[:4])
+    (work,) = workload(net, torch.zeros(1, 8))
+    assert (work.weights, work.nonzeros) == (32, 4)

@@ -151,6 +151,31 @@ def test_a_table_takes_each_weight_as_the_model_computes_with_it() -> None:
     assert list(table.total) == [str(kind()) for kind in ENCODINGS.values()]
 
 
+def test_a_table_of_a_model_takes_the_levels_of_its_weights_only() -> None:
+    model = Tied()
+    levels = torch.ones(8, 8, dtype=torch.int16)
+    model.second.weight.data = levels * 0.5
+    four_bits = Quantized(levels, 0.5, 4, True)
+    bias = Quantized(torch.zeros(8, dtype=torch.int16), 1.0, 8, True)
+    names = ("second.weight", "third.weight", "second.bias")  # the second is tied to the first
+    table = storage_table(model, dict(zip(names, (four_bits, four_bits, bias), strict=True)))
+    first, second = table.layers
+    assert (first.bits, second.bits) == (32, 4)
+    assert second.encodings["none"].values == 64 * 4
+    with pytest.raises(SecateurError, match=r"Did you mean 'second\.weight'"):
+        storage_table(model, {"secnd.weight": four_bits})
+
+
+def test_attention_and_recurrent_weights_are_in_the_table() -> None:
+    attention, lstm = nn.MultiheadAttention(4, 2), nn.LSTM(4, 3)
+    assert {layer.name for layer in storage_table(attention, encodings=["none"]).layers} == {
+        *("in_proj_weight", "out_proj.weight"),
+    }
+    assert {layer.name for layer in storage_table(lstm, encodings=["none"]).layers} == {
+        *("weight_ih_l0", "weight_hh_l0"),
+    }
+
+
 def test_a_refused_layer_counts_as_dense() -> None:
     weights = {"kept": torch.tensor([[1.0, 0, 0, 2]]), "crowded": torch.tensor([[1.0, 2, 3, 0]])}
     table = storage_table(weights, encodings=["nm", Dense(), RelativeEscape(4)])

@@ -1,6 +1,6 @@
 """What a network costs: parameters, MACs, BOPs and bytes, and bits under each encoding."""
 
-from secateur.cost.account import Cost, LayerCost, inspect
+from secateur.cost.account import Cost, LayerCost, bits_by_layer, inspect
 from secateur.cost.breakeven import break_even, index_bits, measured_index_bits
 from secateur.cost.encodings import ENCODINGS, Encoding
 from secateur.cost.storage import Bound, LayerStorage, StorageTable, bound, storage_table
@@ -13,6 +13,7 @@ __all__ = [
     "LayerCost",
     "LayerStorage",
     "StorageTable",
+    "bits_by_layer",
     "bound",
     "break_even",
     "index_bits",

@@ -1,0 +1,29 @@
+"""The weights of a module as it computes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+_MASKED = "_orig"
+"""What ``torch.nn.utils.prune`` appends to the name of a parameter that it masks."""
+
+
+def matrices(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield a module's own tensors of two or more dimensions, by name.
+
+    A parametrized or masked parameter is given as the module sees it, under its usual name.
+    """
+    for parameter, _ in module.named_parameters(recurse=False):
+        masked = parameter.removesuffix(_MASKED)
+        name = masked if hasattr(module, f"{masked}_mask") else parameter
+        yield from _matrix(module, name)
+    for name in getattr(module, "parametrizations", {}):
+        yield from _matrix(module, name)
+
+
+def _matrix(module: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    tensor = getattr(module, name)
+    if tensor.ndim >= 2:
+        yield name, tensor
