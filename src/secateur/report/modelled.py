@@ -43,10 +43,8 @@ def energy_table(energy: Energy) -> Group:
             _share(layer.joules, energy.joules),
         )
     table.add_section()
-    sums = (
-        sum(getattr(layer, part) for layer in energy.layers)
-        for part in ("compute", "weights", "activations", "joules")
-    )
+    total = energy.total
+    sums = (total.compute, total.weights, total.activations, total.joules)
     table.add_row("total", *(numbers.small(each, "J") for each in sums), "", style="bold")
     zeros = "skipped" if energy.skip_zeros else "multiplied like any other weight"
     note = (
