@@ -40,7 +40,7 @@ def board(**changes: Any) -> Platform:
 
 def test_a_cut_sparse_network_by_hand() -> None:
     found = assess(board(), [SPARSE], [LAYER])
-    assert (found.whole.speedup, found.smaller, found.zeros.speedup) == pytest.approx((8, 2, 4))
+    assert (found.speedup, found.by_size, found.by_zeros) == pytest.approx((8, 2, 4))
     assert found.sparsity == pytest.approx(0.9)
     assert found.break_even == pytest.approx(1 - 199 / 500)  # the first count below 0.4 of 500
     assert found.text == (
@@ -51,7 +51,7 @@ def test_a_cut_sparse_network_by_hand() -> None:
 
 def test_without_a_dense_network_only_zeros_count() -> None:
     found = assess(board(), [SPARSE])
-    assert (found.smaller, found.whole) == (1, found.zeros)
+    assert (found.speedup, found.by_size, found.dense) == (None, None, None)
     assert found.text.startswith("On board: 4.00x as fast as without its zeros. Zeros, 90.0 %")
 
 
@@ -77,9 +77,7 @@ def test_operands_that_are_too_wide_are_narrowed_and_that_is_said() -> None:
     found = assess(board(), [four], [wide])
     assert found.narrowed_to == 16
     assert "Operands of more than 16 bits are taken as 16." in found.text
-    assert found.whole.dense == timing(
-        board(), [replace(LAYER, weight_bits=16, activation_bits=16)]
-    )
+    assert found.dense == timing(board(), [replace(wide, weight_bits=16, activation_bits=16)])
     assert narrowed(board(), [four]) == [replace(four, activation_bits=16)]
     stored = board(memory={"bytes_per_second": 1e12, "widths": [4, 8]})
     assert stored.widest == 8
@@ -92,7 +90,7 @@ def test_plain_data_is_json_even_if_nothing_is_left() -> None:
     gone = replace(HALF, nonzeros=0, pattern="structured")
     found = assess(board(memory=memory), [gone], [LAYER]).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["speedup"] == {"whole": None, "smaller": pytest.approx(2), "zeros": None}
+    assert found["speedup"] == {"whole": None, "size": pytest.approx(2), "zeros": None}
 
 
 @st.composite
@@ -125,10 +123,10 @@ def test_every_network_can_be_assessed_everywhere(
 ) -> None:
     platform = load_platform(name)
     found = assess(platform, network, dense)
-    assert found.whole.speedup == pytest.approx(found.smaller * found.zeros.speedup)
-    assert found.whole.pruned == found.zeros.pruned
+    assert found.by_size is not None
+    assert found.speedup == pytest.approx(found.by_size * found.by_zeros)
     assert name in found.text
     if platform.widest is None or all(
         max(each.weight_bits, each.activation_bits) <= platform.widest for each in network
     ):
-        assert found.whole.pruned == timing(platform, network)
+        assert found.compressed == timing(platform, network)

@@ -228,12 +228,19 @@ def test_the_terminal_tables_show_every_encoding_and_layer() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(storage_tables(table.to_dict(), "LeNet-5 [348x]"))
     text = console.export_text()
-    assert "LeNet-5 [348x]" in text
+    by_layer, total = text.split("LeNet-5 [348x]")
     for name, bits in table.total.items():
-        (row,) = (line for line in text.splitlines() if line.strip().startswith(name + " "))
+        (row,) = (line for line in total.splitlines() if line.strip().startswith(name + " "))
         assert f"{bits.values:,}" in row
         assert f"{bits.index:,}" in row
-    assert all(layer.name in text for layer in table.layers)
+    for layer in table.layers:
+        rest = by_layer.partition(f"{layer.name}, ")[2]
+        assert f"{layer.nonzeros:,} of {layer.weights:,} kept" in rest.splitlines()[0]
+        shown = {
+            line.strip().partition("  ")[0]: line for line in rest.split("\n\n")[0].splitlines()
+        }
+        assert f" {layer.encodings['rice'].index:,} " in shown["rice"]
+        assert set(layer.refused) == set(layer.encodings) - set(shown)
     empty = storage_table({"zeros": torch.zeros(0, 4)}, encodings=["packed", "rice"])
     console.print(storage_tables(empty.to_dict()))
 

@@ -13,7 +13,8 @@ from secateur.codec import Quantized
 from secateur.cost.profile import Profile, profile
 from secateur.errors import SecateurError, did_you_mean
 
-_FULL_BITS = 32
+FULL_BITS = 32
+"""Bits of a number that nothing is said about."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Cost:
 
     layers: tuple[LayerCost, ...]
     uncounted: tuple[str, ...]
-    bits: tuple[int, int] = (_FULL_BITS, _FULL_BITS)
+    bits: tuple[int, int] = (FULL_BITS, FULL_BITS)
     first_last_bits: int | None = None
 
     @property
@@ -109,7 +110,7 @@ class Cost:
 def inspect(
     model: nn.Module,
     example_input: Tensor | tuple[Any, ...],
-    bits: tuple[int, int] = (_FULL_BITS, _FULL_BITS),
+    bits: tuple[int, int] = (FULL_BITS, FULL_BITS),
     first_last_bits: int | None = None,
     weight_bits: Mapping[str, int] | None = None,
 ) -> Cost:
@@ -197,7 +198,7 @@ def _bits_of(
     name: str, measured: Profile, bits: tuple[int, int], first_last_bits: int | None
 ) -> tuple[int, int]:
     if name not in measured.macs:
-        return (_FULL_BITS, _FULL_BITS)
+        return (FULL_BITS, FULL_BITS)
     if first_last_bits is not None and name in (next(iter(measured.macs)), measured.last):
         return (first_last_bits, first_last_bits)
     return bits

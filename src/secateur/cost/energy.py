@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from secateur.cost.node import Node, load_node
 from secateur.cost.workload import LayerWork, workload
 
+NODE = "45nm"
+"""The technology node where none is chosen."""
+
 CAVEAT = (
     "Modelled, not measured: at batch 1, real machines spent 29 to 3,100 times as much on one\n"
     "network (arXiv 1812.01739). Compare networks on one node with it; never quote the joules."
@@ -98,7 +101,7 @@ def energy(
     example_input: Tensor | tuple[Any, ...],
     bits: tuple[int, int] = (32, 32),
     first_last_bits: int | None = None,
-    node: str | Path = "45nm",
+    node: str | Path = NODE,
     skip_zeros: bool = False,
     weight_bits: Mapping[str, int] | None = None,
 ) -> Energy:

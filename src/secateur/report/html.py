@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from secateur.files import atomic
-from secateur.report import numbers
+from secateur.report import elsewhere, numbers
 from secateur.report.charts import Bar, Series, bar_chart, line_chart
 from secateur.report.elements import document, facts, figure, legend, swatch, table
 
@@ -25,7 +25,10 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
 
 def page(report: Mapping[str, Any]) -> str:
     """Return the page for a report."""
-    parts = (_headline, _accountings, _accuracy, _layers, _training, _origin)
+    parts = (
+        *(_headline, _accountings, _accuracy, _layers, _training),
+        *(elsewhere.encodings, elsewhere.platforms, elsewhere.energy, _origin),
+    )
     sections = "".join(part(report) for part in parts)
     return document(f"{report['name']} – secateur report", sections)
 

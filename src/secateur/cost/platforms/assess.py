@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from secateur.cost.platforms.model import Platform
-from secateur.cost.platforms.roofline import Comparison, compare
+from secateur.cost.platforms.roofline import Timing, faster, timing
 from secateur.cost.platforms.verdict import break_even
 from secateur.cost.workload import LayerWork
 
@@ -19,39 +19,52 @@ class Assessment:
 
     Attributes:
         platform: its name.
-        whole: the compressed network beside the dense one.
-        zeros: the compressed network beside itself with its zeros stored and multiplied.
+        compressed: times of the compressed network.
+        without_zeros: times of the same, with its zeros stored and multiplied.
+        dense: times of the dense network; None if there is none to compare with.
         sparsity: share of zeros among the weights of the compressed network.
         break_even: sparsity from which these zeros gain time; None if they never do.
         narrowed_to: bits to which wider operands were narrowed; None if none was wider.
     """
 
     platform: str
-    whole: Comparison
-    zeros: Comparison
+    compressed: Timing
+    without_zeros: Timing
+    dense: Timing | None
     sparsity: float
     break_even: float | None
     narrowed_to: int | None
 
     @property
-    def smaller(self) -> float:
-        """Speed-up by layers that are smaller, and by fewer bits."""
-        return Comparison(self.whole.dense, self.zeros.dense, 1.0).speedup
+    def speedup(self) -> float | None:
+        """How many times faster the compressed network is than the dense one."""
+        return faster(self.dense, self.compressed) if self.dense else None
+
+    @property
+    def by_size(self) -> float | None:
+        """The part of it that smaller layers and fewer bits bring; zeros bring the rest."""
+        return faster(self.dense, self.without_zeros) if self.dense else None
+
+    @property
+    def by_zeros(self) -> float:
+        """How many times faster the network is for its zeros; below 1 they make it slower."""
+        return faster(self.without_zeros, self.compressed)
 
     @property
     def text(self) -> str:
         """A few sentences with the numbers that carry them."""
-        outcome = f"{self.zeros.speedup:.2f}x as fast as without its zeros"
-        if self.whole.dense != self.zeros.dense:
+        zeros = self._about_zeros()
+        if self.dense:
             outcome = (
-                f"{self.whole.speedup:.2f}x as fast as the dense network, {self.smaller:.2f}x by "
-                f"smaller layers and fewer bits, {self.zeros.speedup:.2f}x by zeros"
+                f"{self.speedup:.2f}x as fast as the dense network, {self.by_size:.2f}x by smaller "
+                f"layers and fewer bits, {self.by_zeros:.2f}x by zeros. {zeros}"
             )
-        sentences = [f"On {self.platform}: {outcome}.", self._about_zeros()]
-        if self.narrowed_to:
-            width = self.narrowed_to
-            sentences.append(f"Operands of more than {width} bits are taken as {width}.")
-        return " ".join(sentences)
+        elif self.sparsity:
+            outcome = f"{self.by_zeros:.2f}x as fast as without its zeros. {zeros}"
+        else:
+            outcome = "no zeros to skip."
+        narrow = f" Operands of more than {self.narrowed_to} bits are taken as {self.narrowed_to}."
+        return f"On {self.platform}: {outcome}{narrow if self.narrowed_to else ''}"
 
     def _about_zeros(self) -> str:
         if not self.sparsity:
@@ -66,20 +79,16 @@ class Assessment:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain data, without layers; an infinite ratio as None."""
-        speedup = {
-            "whole": self.whole.speedup,
-            "smaller": self.smaller,
-            "zeros": self.zeros.speedup,
-        }
+        speedup = {"whole": self.speedup, "size": self.by_size, "zeros": self.by_zeros}
         return {
             "platform": self.platform,
             "seconds": {
-                "dense": self.whole.dense.seconds,
-                "without_zeros": self.zeros.dense.seconds,
-                "compressed": self.whole.pruned.seconds,
+                "dense": self.dense.seconds if self.dense else None,
+                "without_zeros": self.without_zeros.seconds,
+                "compressed": self.compressed.seconds,
             },
-            "speedup": {of: each if each < math.inf else None for of, each in speedup.items()},
-            "waits_for": self.whole.pruned.bound,
+            "speedup": {by: None if ratio == math.inf else ratio for by, ratio in speedup.items()},
+            "waits_for": self.compressed.bound,
             "sparsity": self.sparsity,
             "break_even": self.break_even,
             "narrowed_to": self.narrowed_to,
@@ -98,19 +107,20 @@ def assess(
     Args:
         platform: the machine.
         network: the compressed network.
-        dense: the network it comes from; if not given, the same layers and bits without zeros.
+        dense: the network it comes from, if that is known.
     """
     pruned = narrowed(platform, network)
     filled = [
         replace(layer, nonzeros=layer.weights, index_bits=0, pattern="dense") for layer in pruned
     ]
-    origin = filled if dense is None else narrowed(platform, dense)
+    origin = None if dense is None else narrowed(platform, dense)
     fits = pruned == list(network) and (dense is None or origin == list(dense))
     weights = sum(layer.weights for layer in pruned)
     return Assessment(
         platform=platform.name,
-        whole=compare(platform, origin, pruned),
-        zeros=compare(platform, filled, pruned),
+        compressed=timing(platform, pruned),
+        without_zeros=timing(platform, filled),
+        dense=timing(platform, origin) if origin is not None else None,
         sparsity=1 - sum(layer.nonzeros for layer in pruned) / weights if weights else 0.0,
         break_even=break_even(platform, filled, pruned) if weights else None,
         narrowed_to=None if fits else platform.widest,
