@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,17 @@ def test_energy_is_measured_or_it_is_said_why_not(
     assert calls == [(1, 10)]
     assert found["dynamic_joules"] == pytest.approx(0.02)
     assert "20.0 mJ each above idle power" in run("energy", folder, "--measure").stdout
+
+
+@pytest.mark.parametrize("document", ["platforms.md", "encodings.md"])
+def test_the_documented_commands_print_what_is_documented(
+    document: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    text = (root / "docs" / document).read_text()
+    pairs = re.findall(r"```sh\nsecateur (.*?)\n```\n\n```text\n(.*?)```", text, re.DOTALL)
+    assert pairs
+    for command, expected in pairs:
+        printed = [line.rstrip() for line in run(*command.split()).stdout.splitlines()]
+        assert expected.strip() in "\n".join(printed)

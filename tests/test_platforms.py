@@ -269,7 +269,10 @@ def test_a_platform_that_is_not_there_is_named() -> None:
         load_platform("edge-cpux")
 
 
-def test_the_documented_examples_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_examples_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(DOCS.parents[1])
     blocks = re.findall(r"```(\w+)\n(.*?)```", DOCS.read_text(), re.DOTALL)
     (example,) = [text for kind, text in blocks if kind == "yaml"]
     (tmp_path / "my-board.yaml").write_text(example)
@@ -281,6 +284,7 @@ def test_the_documented_examples_work(tmp_path: Path, capsys: pytest.CaptureFixt
             exec(text, {})
     printed = capsys.readouterr().out
     assert "On weight-stationary-indexed, non-structured needs" in printed
+    assert "On edge-cpu: 5.18x as fast as the dense network" in printed
 
 
 def written(weight: torch.Tensor, width: int) -> int:
