@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from secateur import codec
 from secateur.codec import Quantized, Storage, decode, describe, encode, storage
 from secateur.codec.bits import BitReader, pack, read_varint, unpack, varint
 from secateur.codec.subset import listed, read_header, read_subset
@@ -58,6 +59,13 @@ def check_round_trip(weight: Tensor, quantized: Quantized | None) -> None:
     assert bits.total == 8 * len(record)
     assert min(bits.values, bits.index, bits.metadata) >= 0
     describe(record)
+    found = codec.levels(record, weight.shape)
+    assert (found is None) == (quantized is None or not record)
+    if found and quantized:
+        assert torch.equal(found.levels, quantized.levels)
+        assert torch.equal(found.weight(weight.dtype), weight)
+        for name in ("scale", "bits", "zero", "spacing"):
+            assert getattr(found, name) == getattr(quantized, name)
 
 
 @settings(max_examples=300, deadline=None)

@@ -17,6 +17,7 @@ from torch import nn
 
 import secateur as sc
 from secateur import data, finish, zoo
+from secateur.cost.platforms import platform_names
 from secateur.engine import checkpoint
 from secateur.engine.teacher import Teacher
 from secateur.errors import ParityError, SecateurError
@@ -67,6 +68,28 @@ def test_report_figures_agree_with_an_independent_count(finished: sc.Result) -> 
     assert report["accuracy"]["compressed"] > 0.8
     same = {report["accuracy"][name] for name in ("compressed", "decoded", "onnx")}
     assert len(same) == 1
+
+
+def test_the_report_says_what_the_network_takes_elsewhere(finished: sc.Result) -> None:
+    report = finished.report
+    kinds = ("values", "index", "metadata")
+    packed = report["storage"]["encodings"]["packed"]
+    assert {kind: packed[kind] for kind in kinds} == {
+        kind: report["storage"]["bits"][kind] for kind in kinds
+    }
+    weights = [p for p in finished.model.parameters() if p.ndim > 1]
+    kept = sum(int(weight.count_nonzero()) for weight in weights)
+    assert report["storage"]["encodings"]["rice"]["values"] == 4 * kept
+    size = sum(weight.numel() for weight in weights)
+    energy = report["energy"]
+    assert 2**13 < size * 4 / 8 <= 2**15  # bytes, hence the SRAM of 20 pJ per 64 bits
+    assert energy["compressed"]["weights"] == pytest.approx(size * 4 / 64 * 20e-12)
+    assert energy["dense"]["compute"] == pytest.approx(19_056 * (3.7 + 0.9) * 1e-12)
+    assert energy["zeros_skipped"]["compute"] == pytest.approx(kept * (3.7 + 0.9) * 1e-12)
+    found = {each["platform"]: each for each in report["platforms"]}
+    assert set(found) == set(platform_names())
+    assert found["fpga-bops"]["speedup"]["whole"] == pytest.approx(report["ratio"]["bops"])
+    assert found["weight-stationary"]["narrowed_to"] == 16
 
 
 def test_packed_file_holds_the_returned_model(finished: sc.Result) -> None:

@@ -49,6 +49,21 @@ def test_first_and_last_layer_may_have_their_own_bits(resnet18: nn.Module) -> No
     assert cost.bytes == (stem + head) + inner / 2 + 4 * (norms + bias)
 
 
+def test_layers_may_have_weight_bits_of_their_own() -> None:
+    image = torch.zeros(1, 1, 28, 28)
+    own = {"conv2": 3, "fc2": 4}
+    cost = inspect(lenet5(), image, bits=(16, 8), first_last_bits=6, weight_bits=own)
+    assert [(each.weight_bits, each.activation_bits) for each in cost.layers] == [
+        *((6, 6), (3, 8), (16, 8), (4, 6)),
+    ]
+    assert cost.bops == 288_000 * 36 + 1_600_000 * 24 + 400_000 * 128 + 5_000 * 24
+    assert cost.bytes == (500 * 6 + 25_000 * 3 + 400_000 * 16 + 5_000 * 4) / 8 + 4 * 580
+    with pytest.raises(SecateurError, match=r"weight_bits of fc2: 0"):
+        inspect(lenet5(), image, weight_bits={"fc2": 0})
+    with pytest.raises(SecateurError, match="Did you mean 'conv2'"):
+        inspect(lenet5(), image, weight_bits={"conv22": 4})
+
+
 @pytest.mark.parametrize("name", ["alexnet", "mobilenet_v3_small", "vit_b_16", "swin_t"])
 def test_other_networks_have_the_published_totals(name: str) -> None:
     published = torchvision_models.get_model_weights(name).DEFAULT.meta

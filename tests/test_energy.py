@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
+import secateur as sc
 from secateur.cost import meter
 from secateur.cost.energy import CAVEAT, energy, energy_of
 from secateur.cost.node import load_node, node_names
@@ -65,7 +66,17 @@ def test_a_linear_layer_by_hand() -> None:
     assert layer.activations == pytest.approx((390 + 256) * 32 / 64 * 10e-12)
     assert (found.weights_in, found.activations_in) == (2**20, 2**13)
     assert found.joules == layer.joules
-    assert json.loads(json.dumps(found.to_dict()))["joules"] == found.joules
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["joules"] == found.joules == plain["layers"][0]["joules"]
+
+
+def test_quantized_layers_count_their_own_bits() -> None:
+    found = sc.energy(spotter(), torch.zeros(1, 390), bits=(32, 8), weight_bits={"0": 4})
+    first, second, _ = found.layers
+    assert first.compute == pytest.approx(390 * 256 * NODE.mac_joules(4, 8))
+    assert second.compute == pytest.approx(256 * 256 * NODE.mac_joules(32, 8))
+    assert first.weights / second.weights == pytest.approx(390 * 4 / (256 * 32))
+    assert found.total.compute == pytest.approx(sum(each.compute for each in found.layers))
 
 
 def test_products_of_activations_take_their_bits_and_are_not_skipped() -> None:
@@ -204,6 +215,12 @@ def test_without_a_counter_nothing_is_guessed(
     with pytest.raises(SecateurError, match="not measured") as caught:
         meter.measure(lambda: None)
     assert str(caught.value).count("\n") <= 2
+    assert "not virtual" in str(caught.value)
+    (tmp_path / "intel-rapl:0").mkdir()
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("1")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(SecateurError, match=r"Remedy: sudo chmod a\+r"):
+        meter.measure(lambda: None)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from secateur.artifact import architecture
-from secateur.artifact.packed import load, read_header, save
+from secateur.artifact.packed import load, read_header, save, unpack
 from secateur.codec import Quantized, Storage
+from secateur.cost import bits_by_layer
 from secateur.errors import ArtifactError, MembershipError, SecateurError
 from secateur.zoo import lenet5
 
@@ -69,6 +70,22 @@ def test_lenet5_comes_back_by_name_alone(tmp_path: Path) -> None:
     assert not loaded.training
     assert same_state(loaded, model)
     assert size.file == (tmp_path / "m").stat().st_size < 1900
+
+
+def test_levels_come_back_under_every_name_of_a_tensor(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6))
+    model[2].weight = model[0].weight
+    levels = torch.arange(-18, 18, dtype=torch.int16).view(6, 6) % 4
+    model[0].weight.data = levels * 0.25
+    quantized = {"0.weight": Quantized(levels, 0.25, 3, True)}
+    save(tmp_path / "m", model, quantized, reference=None)
+    blank = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3)))
+    blank[2].weight = blank[0].weight
+    found = unpack(tmp_path / "m", blank)
+    assert same_state(found.model, model)
+    assert set(found.quantized) == {"0.weight", "2.weight"}
+    assert torch.equal(found.quantized["2.weight"].levels, levels)
+    assert bits_by_layer(found.quantized) == {"0": 3, "2": 3}
 
 
 def test_what_is_not_a_weight_stays_under_200_bytes(tmp_path: Path) -> None:

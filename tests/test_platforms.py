@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from secateur.cost.platforms import (
     Platform,
@@ -278,7 +278,10 @@ def test_a_platform_that_is_not_there_is_named() -> None:
         load_platform("edge-cpux")
 
 
-def test_the_documented_examples_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documented_examples_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(DOCS.parents[1])
     blocks = re.findall(r"```(\w+)\n(.*?)```", DOCS.read_text(), re.DOTALL)
     (example,) = [text for kind, text in blocks if kind == "yaml"]
     (tmp_path / "my-board.yaml").write_text(example)
@@ -290,6 +293,7 @@ def test_the_documented_examples_work(tmp_path: Path, capsys: pytest.CaptureFixt
             exec(text, {})
     printed = capsys.readouterr().out
     assert "On weight-stationary-indexed, non-structured needs" in printed
+    assert "On edge-cpu: 5.18x as fast as the dense network" in printed
 
 
 def written(weight: torch.Tensor, width: int) -> int:
@@ -344,3 +348,13 @@ def test_a_network_becomes_plain_data() -> None:
     assert conv == LayerWork("0", 3456, 216, 216, 8, 8, 0, 48, 128, "dense")
     index = min(width * (1 + 135 // (2**width - 1)) for width in range(1, 17))
     assert linear == LayerWork("2", 640, 640, 1, 8, 8, index, 128, 5, "structured")
+    conv, linear = workload(net, torch.zeros(1, 3, 4, 4), bits=(4, 8), weight_bits={"2": 3})
+    assert (conv.weight_bits, linear.weight_bits, linear.activation_bits) == (4, 3, 8)
+
+
+def test_masked_weights_count_as_the_layer_computes_with_them() -> None:
+    net = nn.Linear(8, 4)
+    with torch.no_grad():
+        prune.custom_from_mask(net, "weight", torch.eye(8)[:4])
+    (work,) = workload(net, torch.zeros(1, 8))
+    assert (work.weights, work.nonzeros) == (32, 4)

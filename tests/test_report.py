@@ -98,11 +98,25 @@ def report() -> dict[str, Any]:
             "weights": {"dense": 405_000, "kept": 4_250},
             "bits": {"dense": 12_960_000, "values": 13_000, "index": 25_500, "metadata": 32},
             "file": {"dense": 1_724_320, "packed": 8_122, "onnx": 1_726_000},
+            "encodings": {
+                "bitmap": bits(13_000, 405_000, 16, 0),
+                "rice": bits(13_000, 26_111, 24, 0),
+                "nm 2:4": bits(1_620_000, 0, 24, 2),
+            },
+            "bound": {"support": 25_111.5, "values": 12_000.25, "total": 37_111.75},
         },
         "cost": {
             "dense": {"macs": 405_500, "bops": 415_232_000},
             "compressed": {"macs": 405_500, "bops": 39_200_000, "effective_macs": 4_750},
         },
+        "energy": {
+            "node": "45nm",
+            "dense": joules(1e-6),
+            "compressed": joules(2.5e-7),
+            "zeros_skipped": joules(1e-8),
+            "caveat": "Never quote the joules.",
+        },
+        "platforms": [assessment("edge", 5e-4, 1e-4), assessment("chip", 3e-4, 1e-5)],
         "parity": {
             "samples": 360,
             "decoded": 0.0,
@@ -118,6 +132,34 @@ def report() -> dict[str, Any]:
             *(epoch(0, "retrain", number) for number in range(2)),
         ],
         "seconds": 131.4,
+    }
+
+
+def assessment(name: str, dense: float, compressed: float) -> dict[str, Any]:
+    return {
+        "platform": name,
+        "seconds": {"dense": dense, "without_zeros": dense / 2, "compressed": compressed},
+        "speedup": {"whole": dense / compressed, "size": 2.0, "zeros": dense / 2 / compressed},
+        "waits_for": "memory",
+        "sparsity": 0.9,
+        "break_even": 0.821,
+        "narrowed_to": None,
+        "text": f"On {name}: {dense / compressed:.2f}x as fast.",
+    }
+
+
+def bits(values: int, index: int, metadata: int, refused: int) -> dict[str, int]:
+    total = values + index + metadata
+    kinds = {"values": values, "index": index, "metadata": metadata}
+    return {**kinds, "total": total, "layers_refused": refused}
+
+
+def joules(scale: float) -> dict[str, float]:
+    return {
+        "compute": scale,
+        "weights": 2 * scale,
+        "activations": 3 * scale,
+        "joules": 6 * scale,
     }
 
 
@@ -168,6 +210,9 @@ def test_every_figure_is_shown(report: dict[str, Any], render: Any) -> None:
     for figure in [
         *("95.3x", "336x", "212x", "10.6x", "405,000", "4,250", "13,000", "25,500", "12,960,000"),
         *("1.72 MB", "8.12 kB", "99.17 %", "98.53 %", "98.51 %", "−0.64", "3.3e-06", "99.75 %"),
+        *("26,111", "25,112", "rice", "331x", "entropy bound", "1,620,000"),
+        *("edge", "500 µs", "100 µs", "5.00x", "On chip: 30.00x as fast.", "15.0x"),
+        *("250 nJ", "1.50 µJ", "100x", "zeros skipped", "Never quote the joules."),
         *("360", "2 min 11 s", "fc1", "500x800", "1.00 %", "norm", "left dense", "admm", "85.4"),
     ]:
         if figure in ("admm", "85.4") and render is printed:
@@ -187,7 +232,7 @@ def test_the_page_needs_nothing_from_elsewhere(report: dict[str, Any]) -> None:
 
 def test_charts_are_xml_that_describes_itself(report: dict[str, Any]) -> None:
     charts = svgs(page(report))
-    assert len(charts) == 5  # density, storage, loss, accuracy, residuals
+    assert len(charts) == 6  # density, storage, loss, accuracy, residuals, encodings
     for chart in charts:
         assert [child.tag for child in chart][:2] == ["title", "desc"]
         assert all(child.text for child in list(chart)[:2])
@@ -200,6 +245,9 @@ def test_hostile_names_are_text_everywhere(report: dict[str, Any]) -> None:
     hostile["name"] = hostile["created"] = hostile["secateur"] = evil
     hostile["environment"] |= {"cpu": evil, evil: evil}
     hostile["recipe"] = {evil: [evil]}
+    hostile["energy"] |= {"node": evil, "caveat": evil}
+    hostile["storage"]["encodings"][evil] = bits(1, 2, 3, 0)
+    hostile["platforms"][0] |= {"platform": evil, "text": evil}
     for one in hostile["layers"]:
         one |= {"name": evil, "kind": evil, "set": evil, "note": evil}
     for one in hostile["history"]:
@@ -209,7 +257,7 @@ def test_hostile_names_are_text_everywhere(report: dict[str, Any]) -> None:
     assert "script" not in found.tags
     assert source.count("<script") == 0
     assert found.text.count(evil) >= 8
-    assert len(svgs(source)) == 5
+    assert len(svgs(source)) == 6
     assert "[/bold][red]" in printed(hostile, width=400)
 
 
@@ -221,7 +269,7 @@ def test_what_is_missing_is_left_out(report: dict[str, Any]) -> None:
     found = Page(page(report))
     assert "not exported" in found.text
     assert "Training" not in found.text
-    assert len(svgs(page(report))) == 2
+    assert len(svgs(page(report))) == 3
     assert "onnx" not in printed(report)
 
 

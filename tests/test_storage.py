@@ -151,6 +151,31 @@ def test_a_table_takes_each_weight_as_the_model_computes_with_it() -> None:
     assert list(table.total) == [str(kind()) for kind in ENCODINGS.values()]
 
 
+def test_a_table_of_a_model_takes_the_levels_of_its_weights_only() -> None:
+    model = Tied()
+    levels = torch.ones(8, 8, dtype=torch.int16)
+    model.second.weight.data = levels * 0.5
+    four_bits = Quantized(levels, 0.5, 4, True)
+    bias = Quantized(torch.zeros(8, dtype=torch.int16), 1.0, 8, True)
+    names = ("second.weight", "third.weight", "second.bias")  # the second is tied to the first
+    table = storage_table(model, dict(zip(names, (four_bits, four_bits, bias), strict=True)))
+    first, second = table.layers
+    assert (first.bits, second.bits) == (32, 4)
+    assert second.encodings["none"].values == 64 * 4
+    with pytest.raises(SecateurError, match=r"Did you mean 'second\.weight'"):
+        storage_table(model, {"secnd.weight": four_bits})
+
+
+def test_attention_and_recurrent_weights_are_in_the_table() -> None:
+    attention, lstm = nn.MultiheadAttention(4, 2), nn.LSTM(4, 3)
+    assert {layer.name for layer in storage_table(attention, encodings=["none"]).layers} == {
+        *("in_proj_weight", "out_proj.weight"),
+    }
+    assert {layer.name for layer in storage_table(lstm, encodings=["none"]).layers} == {
+        *("weight_ih_l0", "weight_hh_l0"),
+    }
+
+
 def test_a_refused_layer_counts_as_dense() -> None:
     weights = {"kept": torch.tensor([[1.0, 0, 0, 2]]), "crowded": torch.tensor([[1.0, 2, 3, 0]])}
     table = storage_table(weights, encodings=["nm", Dense(), RelativeEscape(4)])
@@ -203,12 +228,19 @@ def test_the_terminal_tables_show_every_encoding_and_layer() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(storage_tables(table.to_dict(), "LeNet-5 [348x]"))
     text = console.export_text()
-    assert "LeNet-5 [348x]" in text
+    by_layer, total = text.split("LeNet-5 [348x]")
     for name, bits in table.total.items():
-        (row,) = (line for line in text.splitlines() if line.strip().startswith(name + " "))
+        (row,) = (line for line in total.splitlines() if line.strip().startswith(name + " "))
         assert f"{bits.values:,}" in row
         assert f"{bits.index:,}" in row
-    assert all(layer.name in text for layer in table.layers)
+    for layer in table.layers:
+        rest = by_layer.partition(f"{layer.name}, ")[2]
+        assert f"{layer.nonzeros:,} of {layer.weights:,} kept" in rest.splitlines()[0]
+        shown = {
+            line.strip().partition("  ")[0]: line for line in rest.split("\n\n")[0].splitlines()
+        }
+        assert f" {layer.encodings['rice'].index:,} " in shown["rice"]
+        assert set(layer.refused) == set(layer.encodings) - set(shown)
     empty = storage_table({"zeros": torch.zeros(0, 4)}, encodings=["packed", "rice"])
     console.print(storage_tables(empty.to_dict()))
 

@@ -4,6 +4,7 @@
 
     result = sc.compress(task, recipe, out="runs/lenet5")
     cost = sc.inspect(model, example_input, bits=(8, 8))
+    joules = sc.energy(model, example_input, bits=(8, 8)).joules
     model = sc.load("runs/lenet5/model.secateur")
 
 Names are imported on first use, so that ``import secateur`` costs nothing.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from secateur.artifact.packed import load
     from secateur.compression import Result, compress
     from secateur.cost import inspect
+    from secateur.cost.energy import energy
     from secateur.errors import SecateurError
     from secateur.plan import Plan, build_plan
     from secateur.recipe import Recipe, load_recipe
@@ -37,6 +39,7 @@ __all__ = [
     "build_plan",
     "channels",
     "compress",
+    "energy",
     "export_onnx",
     "inspect",
     "load",
@@ -53,6 +56,7 @@ _HOMES = {
     "Task": "secateur.task",
     "build_plan": "secateur.plan",
     "compress": "secateur.compression",
+    "energy": "secateur.cost.energy",
     "export_onnx": "secateur.artifact.onnx",
     "inspect": "secateur.cost",
     "load": "secateur.artifact.packed",

@@ -179,6 +179,7 @@ def finish(
         dense, model, task.example_input, settled.rows, settled.sets, size.tensors
     )
     storage = gather.storage(layers, dense, size.file, folder / ONNX)
+    encodings = gather.encodings(model, settled.quantized)
     cost = gather.cost(layers)
     return {
         "schema": 1,
@@ -189,8 +190,9 @@ def finish(
         "environment": gather.environment(str(trainer.accelerator.device)),
         "accuracy": accuracy,
         "ratio": gather.ratios(storage, cost),
-        "storage": storage,
+        "storage": storage | encodings,
         "cost": cost,
+        **gather.modelled(dense, model, task.example_input, settled.quantized),
         "parity": parity,
         "layers": layers,
         "notes": list(settled.notes),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.artifact import container
 from secateur.artifact.architecture import Architecture, build, narrowed
-from secateur.codec import Quantized, Storage, decode, describe, encode, storage
+from secateur.codec import Quantized, Storage, decode, describe, encode, levels, storage
 from secateur.errors import ArtifactError, MembershipError, SecateurError, did_you_mean
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
@@ -75,6 +75,20 @@ class Header:
     file: int
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """What a packed file holds.
+
+    Attributes:
+        model: the network, in eval mode.
+        quantized: levels and scale of the tensors that are stored so, by every name that a tensor
+            has in the ``state_dict``.
+    """
+
+    model: nn.Module
+    quantized: Mapping[str, Quantized]
+
+
 def save(
     path: Path,
     model: nn.Module,
@@ -107,12 +121,12 @@ def save(
     """
     architecture = Architecture.of(model)
     text = _text(reference, arguments, widths, metadata)
-    levels = _by_first_name(architecture, quantized)
+    by_name = _by_first_name(architecture, quantized)
     records, sizes = [], {}
     for name, tensor in architecture.tensors.items():
         with _naming(name):
-            records.append(encode(tensor, levels.get(name)))
-            sizes[name] = storage(tensor, levels.get(name))
+            records.append(encode(tensor, by_name.get(name)))
+            sizes[name] = storage(tensor, by_name.get(name))
     file = container.write(path, text, architecture, records)
     return PackedSize(file, sizes)
 
@@ -177,6 +191,14 @@ def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.
         ArtifactError: the file is damaged, hostile, of another version, or of another or unknown
             architecture.
     """
+    return unpack(path, model, trust).model
+
+
+def unpack(path: Path, model: nn.Module | None = None, trust: bool = False) -> Unpacked:
+    """Return the network of a packed file, and the levels that its weights are stored as.
+
+    Arguments and errors are those of :func:`load`.
+    """
     with container.opened(path) as packed:
         widths = packed.metadata.get(_WIDTHS, "")
         if model is None:
@@ -193,26 +215,35 @@ def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.
         architecture = Architecture.of(narrowed(copy.deepcopy(model), widths) if widths else model)
         architecture.require(packed.fingerprint)
         packed.check_size(architecture.raw_bytes, len(architecture.tensors))
-        decoded = _decode(packed, architecture)
+        decoded, quantized = _decode(packed, architecture)
     with torch.no_grad():
         for name, tensor in Architecture.of(narrowed(model, widths)).tensors.items():
             tensor.copy_(decoded[name])
-    return model.eval()
+    names = architecture.first_names.items()
+    return Unpacked(
+        model.eval(), {name: quantized[first] for name, first in names if first in quantized}
+    )
 
 
-def _decode(packed: container.Packed, architecture: Architecture) -> dict[str, Tensor]:
+def _decode(
+    packed: container.Packed, architecture: Architecture
+) -> tuple[dict[str, Tensor], dict[str, Quantized]]:
     records = list(packed.records())
     if len(records) != len(architecture.tensors):
         raise ArtifactError(
             f"the file holds {len(records)} tensors, not {len(architecture.tensors)}."
         )
-    decoded = {}
+    decoded, quantized = {}, {}
     for record, (name, tensor) in zip(records, architecture.tensors.items(), strict=True):
         if len(record) > tensor.nbytes + _RECORD_SLACK:
             raise ArtifactError(f"{name}: its record is longer than the tensor itself.")
         with _naming(name):
-            decoded[name] = decode(record, tensor.shape, tensor.dtype)
-    return decoded
+            found = levels(record, tensor.shape)
+            if found is None:
+                decoded[name] = decode(record, tensor.shape, tensor.dtype)
+            else:
+                quantized[name], decoded[name] = found, found.weight(tensor.dtype)
+    return decoded, quantized
 
 
 @contextmanager
@@ -254,7 +285,7 @@ def _by_first_name(
                 f"quantized: the network has no tensor '{name}'."
                 + did_you_mean(name, architecture.first_names)
             )
-    return {architecture.first_names[name]: levels for name, levels in quantized.items()}
+    return {architecture.first_names[name]: each for name, each in quantized.items()}
 
 
 def _arguments(text: str) -> dict[str, JSON]:

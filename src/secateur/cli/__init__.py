@@ -5,7 +5,6 @@ Nothing heavy is imported before a command runs, so that ``--help`` and completi
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,18 @@ import typer
 from typer.core import TyperGroup
 
 from secateur._version import __version__
+from secateur.cli import modelled
+from secateur.cli.shared import (
+    TARGET_HELP,
+    ActivationBits,
+    AsJson,
+    FirstLastBits,
+    InputShape,
+    Trust,
+    WeightBits,
+    examples,
+    print_json,
+)
 from secateur.errors import SecateurError
 
 # Threads that wait by spinning starve each other on a shared machine. OpenMP reads this once, when
@@ -43,11 +54,6 @@ class Group(TyperGroup):
             raise typer.Exit(2) from error
 
 
-def examples(*lines: str) -> str:
-    """Return an epilog of commands to copy, one a line."""
-    return "\n\n".join(("Examples:", *lines))
-
-
 app = typer.Typer(
     cls=Group,
     no_args_is_help=True,
@@ -62,8 +68,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Fetch and list the named data sets.")
 app.add_typer(data_app, name="data")
+app.add_typer(modelled.app)
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Root = Annotated[
     Path | None,
     typer.Option(help="Folder of data sets; by default $SECATEUR_DATA or the user's cache."),
@@ -125,53 +131,47 @@ def compress(
 @app.command(
     epilog=examples(
         "secateur inspect runs/demo",
+        "secateur inspect runs/demo --encodings",
         "secateur inspect torchvision.models:resnet18 --input 1x3x224x224 --json",
         "secateur inspect my_models:net --input 1x3x32x32 --weight-bits 4 --activation-bits 8",
     )
 )
 def inspect(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of a run, packed file, or module:callable.", show_default=False
-        ),
-    ],
-    input_shape: Annotated[
-        str | None,
-        typer.Option("--input", metavar="1x3x224x224", help="Shape of one input batch."),
-    ] = None,
-    weight_bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 32,
-    activation_bits: Annotated[int, typer.Option(help="Bits of an activation.")] = 32,
-    first_last_bits: Annotated[
-        int | None, typer.Option(help="Both bits of the first and last layer, where they differ.")
-    ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Import and run the module that a packed file names.")
+    target: Annotated[str, typer.Argument(help=TARGET_HELP, show_default=False)],
+    encodings: Annotated[
+        bool,
+        typer.Option("--encodings", help="Also what its weights take as platforms encode them."),
     ] = False,
+    input_shape: InputShape = None,
+    weight_bits: WeightBits = None,
+    activation_bits: ActivationBits = 32,
+    first_last_bits: FirstLastBits = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a network costs: parameters, MACs, BOPs and bytes, by layer and in total."""
     from secateur import cost
     from secateur.artifact.architecture import Architecture
     from secateur.cli import tables
-    from secateur.cli.target import example_input, open_target
+    from secateur.cli.target import open_target
+    from secateur.report.storage import storage_tables
     from secateur.report.terminal import cost_table
 
     opened = open_target(target, trust)
-    measured = cost.inspect(
-        opened.model,
-        example_input(input_shape or opened.input_shape),
-        bits=(weight_bits, activation_bits),
-        first_last_bits=first_last_bits,
-    )
+    example, bits = opened.example(input_shape), opened.bits(weight_bits, activation_bits)
+    measured = cost.inspect(opened.model, example, bits, first_last_bits, opened.weight_bits)
+    storage = cost.storage_table(opened.model, opened.quantized).to_dict() if encodings else None
     if as_json:
         packed = tables.header_dict(opened.header) if opened.header else None
-        _print_json(measured.to_dict() | ({"packed": packed} if packed else {}))
+        parts = {"packed": packed, "encodings": storage}
+        print_json(measured.to_dict() | {key: part for key, part in parts.items() if part})
         return
     console = tables.console()
     if opened.header:
         tables.print_header(opened.header, Architecture.of(opened.model).tensors, console)
     console.print(cost_table(measured, target))
+    if storage:
+        console.print("", storage_tables(storage))
 
 
 @app.command()
@@ -182,7 +182,7 @@ def methods(as_json: AsJson = False) -> None:
 
     found = catalogue()
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print_catalogue(found, console())
 
@@ -195,7 +195,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     facts = examine()
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         print_doctor(facts, console())
 
@@ -219,13 +219,9 @@ def data_list(root: Root = None, as_json: AsJson = False) -> None:
 
     found = available(root)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print_data(found, console())
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 def main() -> None:

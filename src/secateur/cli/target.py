@@ -1,15 +1,19 @@
-"""What ``inspect`` looks at: a packed file, the folder of a run, or a ``module:callable``."""
+"""What commands look at: a packed file, the folder of a run, or a ``module:callable``."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.artifact.packed import Header, load, read_header
+from secateur.artifact.packed import Header, read_header, unpack
+from secateur.codec import Quantized
+from secateur.cost import FULL_BITS, bits_by_layer
 from secateur.errors import ArtifactError, SecateurError
 from secateur.finish import PACKED
 from secateur.reference import build
@@ -20,17 +24,59 @@ INPUT_KEY = "input"
 
 @dataclass(frozen=True)
 class Target:
-    """A network to inspect.
+    """A network that the user named.
 
     Attributes:
         model: the network.
         input_shape: shape of one input batch as the packed file states it, or None.
         header: what the packed file says of itself, or None for a network from a callable.
+        quantized: levels and scale of its quantized tensors, by name.
     """
 
     model: nn.Module
     input_shape: str | None = None
     header: Header | None = None
+    quantized: Mapping[str, Quantized] = field(default_factory=dict)
+
+    @property
+    def weight_bits(self) -> dict[str, int]:
+        """Bits of the weights of the layers that are quantized, by layer."""
+        return bits_by_layer(self.quantized)
+
+    def bits(self, weight_bits: int | None, activation_bits: int) -> tuple[int, int]:
+        """Return the bits (of weights, of activations) of layers that are not quantized.
+
+        Raises:
+            SecateurError: bits of weights are asked for, but the file has its own.
+        """
+        own = sorted(set(self.weight_bits.values()))
+        if own and weight_bits is not None:
+            raise SecateurError(
+                f"--weight-bits: {weight_bits} is not for this network, whose weights are "
+                f"quantized to {' and '.join(map(str, own))} bits.\n"
+                "Leave it out; each layer counts with the bits that it has in the file."
+            )
+        return FULL_BITS if weight_bits is None else weight_bits, activation_bits
+
+    def example(self, shape: str | None) -> Tensor:
+        """Return an input of zeros, of the shape that is asked for or that the file states.
+
+        Raises:
+            SecateurError: no shape is known, or it is malformed.
+        """
+        return example_input(shape or self.input_shape)
+
+    def inference(self, shape: str | None) -> Callable[[], Any]:
+        """Return one inference as a call, on random numbers, which cost more energy than zeros."""
+        batch = torch.randn_like(self.example(shape))
+        model = self.model.eval()
+        return torch.inference_mode()(lambda: model(batch))
+
+    def dense(self) -> nn.Module | None:
+        """Build the network that a packed file was made from, with other weights; else None."""
+        if self.header is None or self.header.reference is None:
+            return None
+        return build(self.header.reference, self.header.arguments)
 
 
 def open_target(target: str, trust: bool) -> Target:
@@ -59,8 +105,8 @@ def open_target(target: str, trust: bool) -> Target:
 
 def _open_packed(path: Path, trust: bool) -> Target:
     try:
-        header = read_header(path)
-        return Target(load(path, trust=trust), header.metadata.get(INPUT_KEY), header)
+        header, found = read_header(path), unpack(path, trust=trust)
+        return Target(found.model, header.metadata.get(INPUT_KEY), header, found.quantized)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -157,13 +157,34 @@ def decode(record: bytes, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         ArtifactError: the record is not that of a tensor of this shape and dtype.
     """
     shape = tuple(shape)
-    size = math.prod(shape)
-    elements = np.zeros(size, dtype=word_type(dtype))
     if not record:
-        return from_words(elements, shape, dtype)
+        return from_words(np.zeros(math.prod(shape), dtype=word_type(dtype)), shape, dtype)
+    return _read(record, _Header.read(record), shape, dtype)
+
+
+def levels(record: bytes, shape: Sequence[int]) -> Quantized | None:
+    """Return the levels of a record, int16 on the CPU, and their scale; None if it has none.
+
+    Raw values have none, nor has an empty record, which does not say whether its zeros were levels.
+
+    Raises:
+        ArtifactError: the record is not that of a tensor of this shape.
+    """
+    header = _Header.read(record) if record else None
+    if header is None or header.grid is None:
+        return None
+    grid = header.grid
+    unscaled = replace(header, grid=replace(grid, scale=1.0))
+    integers = _read(record, unscaled, tuple(shape), torch.int16)
+    return Quantized(integers, grid.scale, grid.bits, grid.zero, grid.spacing)
+
+
+def _read(record: bytes, header: _Header, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the tensor of a record whose header has been read."""
+    size = math.prod(shape)
     if size == 0:
         raise ArtifactError("record: data for a tensor without elements.")
-    header = _Header.read(record)
+    elements = np.zeros(size, dtype=word_type(dtype))
     reader = BitReader(np.frombuffer(record, dtype=np.uint8)[header.length :])
     places, count = _read_places(header, shape, reader)
     stored = record[header.length + reader.align() :]

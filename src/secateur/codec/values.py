@@ -41,7 +41,7 @@ def magnitudes(bits: int, zero: bool, spacing: Spacing) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor as integer levels times one scale: ``(levels.double() * scale).to(dtype)``.
+    """A tensor as integer levels times one scale, rounded once to its dtype.
 
     Attributes:
         levels: integer tensor (int16 or wider) of the weight's shape, 0 where the weight is zero;
@@ -58,6 +58,10 @@ class Quantized:
     bits: int
     zero: bool
     spacing: Spacing = "uniform"
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """Return the tensor itself."""
+        return (self.levels.double() * self.scale).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def check_member(weight: Tensor, quantized: Quantized) -> Grid:
         raise MembershipError(f"levels: one exceeds {largest} ({grid.bits} bits).")
     if grid.spacing == "power_of_two" and bool((levels.abs() & (levels.abs() - 1)).any()):
         raise MembershipError("levels: one is not a power of two.")
-    if not torch.equal((levels.double() * scale).to(weight.dtype), weight):
+    if not torch.equal(quantized.weight(weight.dtype).cpu(), weight):
         raise MembershipError("weight: it is not levels x scale; project it first.")
     return grid
 

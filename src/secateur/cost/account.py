@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from secateur.codec import Quantized
 from secateur.cost.profile import Profile, View, profile
-from secateur.errors import SecateurError
+from secateur.cost.weights import held
+from secateur.errors import SecateurError, did_you_mean
 
-_FULL_BITS = 32
+FULL_BITS = 32
+"""Bits of a number that nothing is said about."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,14 @@ class Cost:
     Attributes:
         layers: one row per module that holds parameters or multiplies.
         uncounted: operations that ran and may multiply, but that nobody has a formula for.
-        bits: (weight bits, activation bits) that were assumed.
+        bits: (weight bits, activation bits) that were assumed where nothing else was given.
         first_last_bits: both bits of the first and the last layer that multiply, or None where
-            they are as all others.
+            they are as all others. Layers with weight bits of their own keep those.
     """
 
     layers: tuple[LayerCost, ...]
     uncounted: tuple[str, ...]
-    bits: tuple[int, int] = (_FULL_BITS, _FULL_BITS)
+    bits: tuple[int, int] = (FULL_BITS, FULL_BITS)
     first_last_bits: int | None = None
 
     @property
@@ -121,8 +123,9 @@ class Cost:
 def inspect(
     model: nn.Module,
     example_input: Tensor | tuple[Any, ...],
-    bits: tuple[int, int] = (_FULL_BITS, _FULL_BITS),
+    bits: tuple[int, int] = (FULL_BITS, FULL_BITS),
     first_last_bits: int | None = None,
+    weight_bits: Mapping[str, int] | None = None,
 ) -> Cost:
     """Measure what a model costs as it stands. The model comes back untouched.
 
@@ -133,30 +136,52 @@ def inspect(
         bits: (weight bits, activation bits) of every layer that multiplies, from 1 to 32.
         first_last_bits: weight and activation bits of the first and the last layer, in the order
             of execution, that multiply.
+        weight_bits: by name of a layer whose weights have bits of their own, these bits, as
+            :func:`bits_by_layer` tells them of a quantized network. They come before all others.
 
     Raises:
-        SecateurError: bits are out of range, or the model cannot run on the example input.
+        SecateurError: bits are out of range or of no layer, or the model cannot run on the
+            example input.
     """
     for bit_field, value in [
         ("weight_bits", bits[0]),
         ("activation_bits", bits[1]),
         ("first_last_bits", first_last_bits),
+        *((f"weight_bits of {layer}", value) for layer, value in (weight_bits or {}).items()),
     ]:
         _check_bits(bit_field, value)
+    _check_layers(weight_bits or {}, model)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     measured = profile(model, inputs)
     layers = []
     for name, module, own in _rows(model, measured):
-        layer_bits = _bits_of(name, measured, bits, first_last_bits)
+        all_weights, activations = _bits_of(name, measured, bits, first_last_bits)
+        layer_bits = (weight_bits or {}).get(name, all_weights), activations
         layers.append(_layer(name, module, own, measured, layer_bits))
     return Cost(tuple(layers), tuple(measured.uncounted), bits, first_last_bits)
 
 
-def held(module: nn.Module, name: str) -> Tensor:
-    """Return a tensor of a module as it computes with it in evaluation mode, detached."""
-    if parametrize.is_parametrized(module, name):
-        module = copy.deepcopy(module).eval()  # some parametrizations keep state as they train
-    return getattr(module, name).detach()  # type: ignore[no-any-return]
+def bits_by_layer(quantized: Mapping[str, Quantized]) -> dict[str, int]:
+    """Return, by layer, the bits of its quantized weight.
+
+    Args:
+        quantized: levels by name of the tensor (``conv1.weight``). Of biases and other tensors of
+            fewer than two dimensions the bits are not those of a multiplication, and left out.
+    """
+    return {
+        name.rpartition(".")[0]: each.bits
+        for name, each in quantized.items()
+        if each.levels.ndim > 1
+    }
+
+
+def _check_layers(names: Iterable[str], model: nn.Module) -> None:
+    known = [name for name, _ in model.named_modules()]
+    for name in names:
+        if name not in known:
+            raise SecateurError(
+                f"weight_bits: there is no layer '{name}'.{did_you_mean(name, known)}"
+            )
 
 
 def _check_bits(bit_field: str, value: int | None) -> None:
@@ -186,7 +211,7 @@ def _bits_of(
     name: str, measured: Profile, bits: tuple[int, int], first_last_bits: int | None
 ) -> tuple[int, int]:
     if name not in measured.macs:
-        return (_FULL_BITS, _FULL_BITS)
+        return (FULL_BITS, FULL_BITS)
     if first_last_bits is not None and name in (next(iter(measured.macs)), measured.last):
         return (first_last_bits, first_last_bits)
     return bits

@@ -10,7 +10,7 @@ holds the inputs and outputs of any one layer, else in DRAM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from secateur.cost.node import Node, load_node
 from secateur.cost.workload import LayerWork, workload
+
+NODE = "45nm"
+"""The technology node where none is chosen."""
 
 CAVEAT = (
     "Modelled, not measured: at batch 1, real machines spent 29 to 3,100 times as much on one\n"
@@ -47,6 +50,10 @@ class LayerEnergy:
         """All three."""
         return self.compute + self.weights + self.activations
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the three and their sum as plain data."""
+        return asdict(self) | {"joules": self.joules}
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -71,11 +78,22 @@ class Energy:
     @property
     def joules(self) -> float:
         """Joules of one inference."""
-        return sum(layer.joules for layer in self.layers)
+        return self.total.joules
+
+    @property
+    def total(self) -> LayerEnergy:
+        """All layers together, under the name ``total``."""
+        return LayerEnergy(
+            "total",
+            compute=sum(layer.compute for layer in self.layers),
+            weights=sum(layer.weights for layer in self.layers),
+            activations=sum(layer.activations for layer in self.layers),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the energy as plain data."""
-        return {**asdict(self), "joules": self.joules}
+        layers = [layer.to_dict() for layer in self.layers]
+        return asdict(self) | {"joules": self.joules, "layers": layers}
 
 
 def energy(
@@ -83,8 +101,9 @@ def energy(
     example_input: Tensor | tuple[Any, ...],
     bits: tuple[int, int] = (32, 32),
     first_last_bits: int | None = None,
-    node: str | Path = "45nm",
+    node: str | Path = NODE,
     skip_zeros: bool = False,
+    weight_bits: Mapping[str, int] | None = None,
 ) -> Energy:
     """Model the energy of one inference.
 
@@ -95,11 +114,13 @@ def energy(
         first_last_bits: both bits of the first and the last layer, where they differ.
         node: one of :func:`secateur.cost.node.node_names`, or the path of a YAML file.
         skip_zeros: whether the hardware skips zero weights; ordinary hardware multiplies them.
+        weight_bits: by layer, the bits of its weights where it has its own; see
+            :func:`secateur.cost.inspect`.
 
     Raises:
         SecateurError: bits are out of range, the model cannot run, or there is no such node.
     """
-    layers = workload(model, example_input, bits, first_last_bits)
+    layers = workload(model, example_input, bits, first_last_bits, weight_bits)
     return energy_of(layers, load_node(node), skip_zeros)
 
 

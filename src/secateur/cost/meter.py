@@ -20,6 +20,7 @@ import torch
 from secateur.errors import MissingDependencyError, SecateurError
 
 _POWERCAP = Path("/sys/class/powercap")
+_PACKAGES = "intel-rapl:[0-9]*/energy_uj"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Measured:
 
 def counters() -> tuple[str, ...]:
     """Name the energy counters that this machine exposes to this user; often there are none."""
-    packages = sorted(_POWERCAP.glob("intel-rapl:[0-9]*/energy_uj"))
+    packages = sorted(_POWERCAP.glob(_PACKAGES))
     readable = [
         f"processor {path.parent.name}"
         for path in packages
@@ -84,9 +85,8 @@ def measure(call: Callable[[], Any], seconds: float = 10.0, idle_seconds: float 
     if not found:
         raise SecateurError(
             "energy: not measured, because this machine exposes no energy counter to this user.\n"
-            f"Looked for readable {_POWERCAP}/intel-rapl:*/energy_uj and for graphics cards; "
-            "virtual machines have none.\n"
-            "Use secateur.cost.energy for modelled figures."
+            f"Looked for readable {_POWERCAP}/intel-rapl:*/energy_uj and for graphics cards.\n"
+            f"Remedy: {_remedy()}; modelled figures need no counter."
         )
     monitor = _monitor()
     monitor.begin_window("idle")
@@ -106,6 +106,12 @@ def measure(call: Callable[[], Any], seconds: float = 10.0, idle_seconds: float 
         idle_watts=_joules(idle) / idle.time,
         run_watts=_joules(run) / run.time,
     )
+
+
+def _remedy() -> str:
+    if any(_POWERCAP.glob(_PACKAGES)):
+        return f"sudo chmod a+r {_POWERCAP}/intel-rapl:*/energy_uj, which only root may read here"
+    return "a machine that is not virtual, as virtual ones have no counters"
 
 
 def _monitor() -> Any:

@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from secateur.codec import Quantized, Storage
 from secateur.cost.breakeven import find
 from secateur.cost.encodings import ENCODINGS, Dense, Encoding
+from secateur.cost.weights import matrices
 from secateur.errors import MembershipError, SecateurError, did_you_mean
+
+_WEIGHT = "weight"
+"""What the names of tensors have in them that are weights and not, say, positions or tokens."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +128,27 @@ def storage_table(
     """Count what weights take under each encoding; biases and norms are left out.
 
     Args:
-        weights: tensors by name; or a model, of which each module's ``weight`` of two or more
-            dimensions is taken as the module computes with it, masked or parametrized, and a
-            tied one once.
-        quantized: by name of the tensor (``conv1.weight``), the same as levels and scale.
+        weights: tensors by name; or a model, of which the weights of two or more dimensions are
+            taken as the modules compute with them, masked or parametrized, and tied ones once. A
+            weight is what has that word in its name, such as ``in_proj_weight`` of attention.
+        quantized: by name of the tensor (``conv1.weight``), the same as levels and scale. Biases
+            of a model may be among them.
         encodings: names or encodings, by default all with their defaults.
 
     Raises:
         MembershipError: levels are not what their weight is.
         SecateurError: there are no weights, levels belong to none, or an encoding is unknown.
     """
-    tensors = dict(_weights(weights) if isinstance(weights, nn.Module) else weights)
+    others: set[str] = set()
+    if isinstance(weights, nn.Module):
+        others = set(weights.state_dict())  # biases, and tied weights by their other names
+        weights = dict(_weights(weights))
+    tensors = dict(weights)
     levels = dict(quantized or {})
     if not tensors:
         raise SecateurError("weights: there is none of two or more dimensions.")
     for name in levels:
-        if name not in tensors:
+        if name not in tensors and name not in others:
             raise SecateurError(f"quantized: '{name}' is no weight.{did_you_mean(name, tensors)}")
     chosen = [find(each) for each in encodings]
     return StorageTable(
@@ -149,11 +158,11 @@ def storage_table(
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     seen: set[Tensor] = set()
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim >= 2 and weight not in seen:
-            seen.add(weight)
-            yield f"{name}.weight" if name else "weight", weight.detach()
+    for layer, module in model.named_modules():
+        for name, weight in matrices(module):
+            if _WEIGHT in name and weight not in seen:
+                seen.add(weight)
+                yield f"{layer}.{name}" if layer else name, weight.detach()
 
 
 def _layer(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.cost.account import held, inspect
+from secateur.cost.account import inspect
 from secateur.cost.encodings.gaps import RelativeEscape
+from secateur.cost.weights import matrices
 
 PatternKind = Literal["dense", "structured", "2:4", "unstructured"]
 
@@ -62,6 +63,7 @@ def workload(
     example_input: Tensor | tuple[Any, ...],
     bits: tuple[int, int] = (32, 32),
     first_last_bits: int | None = None,
+    weight_bits: Mapping[str, int] | None = None,
 ) -> tuple[LayerWork, ...]:
     """Describe the layers of a model that multiply, in the order of execution.
 
@@ -73,14 +75,16 @@ def workload(
         example_input: one inference: a batch of 1, or the tuple of arguments.
         bits: (weight bits, activation bits) of every layer.
         first_last_bits: both bits of the first and the last layer, where they differ.
+        weight_bits: by layer, the bits of its weights where it has its own; see
+            :func:`secateur.cost.inspect`.
 
     Raises:
         SecateurError: see :func:`secateur.cost.inspect`.
     """
-    cost = inspect(model, example_input, bits, first_last_bits)
+    cost = inspect(model, example_input, bits, first_last_bits, weight_bits)
     return tuple(
         _layer_work(
-            list(_weights(model.get_submodule(layer.name))),
+            [weight.detach() for _, weight in matrices(model.get_submodule(layer.name))],
             name=layer.name,
             macs=layer.macs,
             weight_bits=layer.weight_bits,
@@ -111,13 +115,6 @@ def pattern_of(weight: Tensor) -> PatternKind:
 def gap_bits(weight: Tensor) -> int:
     """Count the bits of relative indices, as sparse accelerators store them (EIE, ISCA 2016)."""
     return RelativeEscape().storage(weight).index
-
-
-def _weights(module: nn.Module) -> Iterator[Tensor]:
-    names = [name for name, _ in module.named_parameters(recurse=False)]
-    names += list(getattr(module, "parametrizations", {}))
-    tensors = (held(module, name) for name in names)
-    return (tensor for tensor in tensors if tensor.ndim >= 2)
 
 
 def _layer_work(weights: list[Tensor], **counted: Any) -> LayerWork:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.codec import Storage
-from secateur.cost import inspect
+from secateur.codec import Quantized, Storage
+from secateur.cost import FULL_BITS, bits_by_layer, inspect, storage_table
+from secateur.cost.energy import CAVEAT, NODE, Energy, energy_of
+from secateur.cost.node import load_node
+from secateur.cost.platforms import assess, load_platform, platform_names
+from secateur.cost.workload import workload
 from secateur.plan import Row
 from secateur.sets import ConstraintSet
-
-FLOAT_BITS = 32
 
 
 def layers(
@@ -87,13 +89,66 @@ def storage(
     weights = sum(entry["weights"] for entry in matrices)
     return {
         "weights": {"dense": weights, "kept": sum(entry["kept"] for entry in matrices)},
-        "bits": {"dense": weights * FLOAT_BITS, **bits},
+        "bits": {"dense": weights * FULL_BITS, **bits},
         "file": {
             "dense": sum(4 * tensor.numel() for tensor in dense.state_dict().values()),
             "packed": packed_bytes,
             "onnx": onnx.stat().st_size if onnx.exists() else None,
         },
     }
+
+
+def encodings(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Any]:
+    """Return what the weights of the finished network take as platforms encode them.
+
+    Args:
+        model: the finished network.
+        quantized: by tensor name, levels and scale of what is quantized.
+    """
+    total = storage_table(model, quantized).to_dict()["total"]
+    rows = {
+        name: bits | {"layers_refused": total["refused"][name]}
+        for name, bits in total["encodings"].items()
+    }
+    return {"encodings": rows, "bound": total["bound"]}
+
+
+def modelled(
+    dense: nn.Module, model: nn.Module, example_input: Tensor, quantized: Mapping[str, Quantized]
+) -> dict[str, Any]:
+    """Return the modelled energy of both networks, and what compression pays on each platform.
+
+    As in :func:`cost`, a number that is not quantized has 32 bits; activations never are.
+
+    Args:
+        dense: the network before it was compressed.
+        model: the finished network.
+        example_input: a batch of one.
+        quantized: by tensor name, levels and scale of what is quantized.
+    """
+    before = workload(dense, example_input)
+    after = workload(model, example_input, weight_bits=bits_by_layer(quantized))
+    node = load_node(NODE)
+    energies = {
+        "dense": energy_of(before, node),
+        "compressed": energy_of(after, node),
+        "zeros_skipped": energy_of(after, node, skip_zeros=True),
+    }
+    found = (assess(load_platform(name), after, before) for name in platform_names())
+    return {
+        "energy": {
+            "node": node.name,
+            **{network: _joules(each) for network, each in energies.items()},
+            "caveat": CAVEAT,
+        },
+        "platforms": [each.to_dict() for each in found],
+    }
+
+
+def _joules(energy: Energy) -> dict[str, float]:
+    parts = energy.total.to_dict()
+    del parts["name"]
+    return parts
 
 
 def cost(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -105,10 +160,10 @@ def cost(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     macs = sum(entry["macs"] for entry in entries)
     return {
-        "dense": {"macs": macs, "bops": macs * FLOAT_BITS**2},
+        "dense": {"macs": macs, "bops": macs * FULL_BITS**2},
         "compressed": {
             "macs": sum(entry["compressed_macs"] for entry in entries),
-            "bops": sum(entry["compressed_macs"] * entry["bits"] for entry in entries) * FLOAT_BITS,
+            "bops": sum(entry["compressed_macs"] * entry["bits"] for entry in entries) * FULL_BITS,
             "effective_macs": sum(entry["effective_macs"] for entry in entries),
         },
     }
@@ -143,4 +198,4 @@ def environment(device: str) -> dict[str, Any]:
 
 def _bits(target: ConstraintSet | None) -> int:
     levels = target.split()[1] if target else None
-    return levels.bits if levels else FLOAT_BITS
+    return levels.bits if levels else FULL_BITS

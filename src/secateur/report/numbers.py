@@ -32,9 +32,9 @@ def small(number: float, unit: str) -> str:
     return f"{significant(number / step)} {prefix}{unit}" if number else f"0 {unit}"
 
 
-def times(ratio: float) -> str:
-    """Write a ratio: ``212x``, ``3.75x``."""
-    return f"{significant(ratio)}x"
+def times(ratio: float | None) -> str:
+    """Write a ratio: ``212x``, ``3.75x``; a missing one as a dash."""
+    return "–" if ratio is None else f"{significant(ratio)}x"
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

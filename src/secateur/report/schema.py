@@ -55,6 +55,17 @@ class Bits(LayerBits):
     dense: Count
 
 
+class EncodedBits(LayerBits):
+    total: Count
+    layers_refused: Count
+
+
+class Bound(_Part):
+    support: float
+    values: float
+    total: float
+
+
 class FileBytes(_Part):
     dense: Count
     packed: Count
@@ -65,6 +76,8 @@ class Storage(_Part):
     weights: WeightCounts
     bits: Bits
     file: FileBytes
+    encodings: dict[str, EncodedBits]
+    bound: Bound
 
 
 class Operations(_Part):
@@ -79,6 +92,44 @@ class CompressedOperations(Operations):
 class Cost(_Part):
     dense: Operations
     compressed: CompressedOperations
+
+
+class Joules(_Part):
+    compute: float
+    weights: float
+    activations: float
+    joules: float
+
+
+class Energy(_Part):
+    node: str
+    dense: Joules
+    compressed: Joules
+    zeros_skipped: Joules
+    caveat: str
+
+
+class Seconds(_Part):
+    dense: float | None
+    without_zeros: float
+    compressed: float
+
+
+class Speedup(_Part):
+    whole: float | None
+    size: float | None
+    zeros: float | None
+
+
+class Platform(_Part):
+    platform: str
+    seconds: Seconds
+    speedup: Speedup
+    waits_for: Literal["compute", "memory"]
+    sparsity: float
+    break_even: float | None
+    narrowed_to: Count | None
+    text: str
 
 
 class Agreement(_Part):
@@ -152,6 +203,8 @@ class Report(_Part):
     ratio: Ratio
     storage: Storage
     cost: Cost
+    energy: Energy
+    platforms: list[Platform]
     parity: Parity
     layers: list[Layer]
     notes: list[str]

@@ -5,20 +5,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from secateur.cost import break_even, index_bits
 from secateur.report import charts, numbers
 
+COLUMNS = ("encoding", "values", "index", "other", "size", "smaller", "per kept")
+"""What the columns of :func:`row` are: bits by kind, bytes, and bits per kept weight."""
+
+BOUND = "entropy bound"
+"""What tables call the bound."""
+
 RATIOS = [10 ** (exponent / 20) for exponent in range(6, 61)]  # 2x ... 1000x
 
 
-def storage_tables(storage: Mapping[str, Any], title: str = "storage") -> Group:
-    """Return terminal tables of ``StorageTable.to_dict()``: all layers under each encoding, and
-    each layer under the shortest."""
-    return Group(_by_encoding(storage["total"], title), "", _by_layer(storage["layers"]))
+def storage_tables(storage: Mapping[str, Any], title: str = "all weights") -> Group:
+    """Return terminal tables of ``StorageTable.to_dict()``: each layer without the encodings that
+    refuse it, then all of them."""
+    parts: list[RenderableType] = []
+    for layer in storage["layers"]:
+        kept = f"{layer['nonzeros']:,} of {layer['weights']:,} kept"
+        shape, bits = numbers.shape(layer["shape"]), numbers.bits(layer["bits"])
+        table = _table(layer, f"{layer['name']}, {shape}, {bits} bits, {kept}")
+        parts += [table, ""]
+    return Group(*parts, encoding_table(storage["total"], title))
+
+
+def encoding_table(total: Mapping[str, Any], title: str) -> Table:
+    """Return a terminal table of ``StorageTable.to_dict()["total"]``."""
+    stored_dense = {name: f"{name} *" for name, layers in total["refused"].items() if layers}
+    encodings = {stored_dense.get(name, name): x for name, x in total["encodings"].items()}
+    table = _table({**total, "encodings": encodings, "refused": ()}, title)
+    table.caption = (
+        f"bits, and bits per kept weight: {total['nonzeros']:,} of {total['weights']:,}; "
+        f"smaller than {numbers.size(total['dense'] / 8)}, all in their dtype"
+    )
+    if stored_dense:
+        table.caption += "\n* layers that cannot be encoded so are stored as none"
+    return table
 
 
 def break_even_chart(
@@ -49,61 +75,48 @@ def break_even_chart(
     return charts.standalone(charts.curve_chart(title, across, curves, _ratio))
 
 
-def _by_encoding(total: Mapping[str, Any], title: str) -> Table:
+def of_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :func:`encoding_table` takes of a report: dense is the network before."""
+    storage = report["storage"]
+    return {
+        "weights": storage["weights"]["dense"],
+        "nonzeros": storage["weights"]["kept"],
+        "dense": storage["bits"]["dense"],
+        "encodings": storage["encodings"],
+        "refused": {name: bits["layers_refused"] for name, bits in storage["encodings"].items()},
+        "bound": storage["bound"],
+    }
+
+
+def with_bound(storage: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Return the bits by kind of each encoding, and of the entropy bound."""
+    bound = storage["bound"]
+    return {**storage["encodings"], BOUND: {**bound, "index": bound["support"], "metadata": 0.0}}
+
+
+def row(name: str, bits: Mapping[str, float], storage: Mapping[str, Any]) -> list[str]:
+    """Write an encoding under the heads of :data:`COLUMNS`."""
+    kept = storage["nonzeros"]
+    return [
+        name,
+        *(f"{bits[kind]:,.0f}" for kind in ("values", "index", "metadata")),
+        numbers.size(bits["total"] / 8),
+        numbers.times(storage["dense"] / bits["total"] if bits["total"] else None),
+        f"{bits['total'] / kept:.2f}" if kept else "–",
+    ]
+
+
+def _table(storage: Mapping[str, Any], title: str) -> Table:
+    """Return the encodings that do not refuse, and the bound."""
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None)
-    table.add_column("encoding", no_wrap=True)
-    columns = ("values", "index", "other", "size", "smaller", "per kept")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    rows = {**total["encodings"], "entropy bound": _as_storage(total["bound"])}
-    for name, bits in rows.items():
-        refused = total["refused"].get(name, 0)
-        table.add_row(
-            escape(name) + (" *" if refused else ""),
-            *(f"{bits[kind]:,.0f}" for kind in ("values", "index", "metadata")),
-            numbers.size(bits["total"] / 8),
-            numbers.times(total["dense"] / bits["total"]) if bits["total"] else "",
-            f"{bits['total'] / total['nonzeros']:.2f}" if total["nonzeros"] else "",
-        )
     table.caption_justify = "left"
-    table.caption = (
-        f"bits, and bits per kept weight: {total['nonzeros']:,} of {total['weights']:,}; "
-        f"smaller than {numbers.size(total['dense'] / 8)}, all in their dtype"
-    )
-    if any(total["refused"].values()):
-        table.caption += "\n* layers that cannot be encoded so are stored as none"
-    return table
-
-
-def _by_layer(layers: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="layers", title_justify="left", title_style="bold", box=None)
-    for column in ("layer", "shape"):
-        table.add_column(column, overflow="fold")
-    for column in ("weights", "kept", "bits", "entropy bound", "shortest"):
+    table.add_column(COLUMNS[0], no_wrap=True)
+    for column in COLUMNS[1:]:
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("encoding", overflow="fold")
-    for layer in layers:
-        usable = {
-            name: bits["total"]
-            for name, bits in layer["encodings"].items()
-            if name not in layer["refused"]
-        }
-        best = min(usable, key=lambda name: usable[name], default=None)
-        table.add_row(
-            escape(layer["name"]),
-            numbers.shape(layer["shape"]),
-            f"{layer['weights']:,}",
-            f"{layer['nonzeros']:,}",
-            numbers.bits(layer["bits"]),
-            numbers.size(layer["bound"]["total"] / 8),
-            numbers.size(usable[best] / 8) if best else "",
-            escape(best or "none of these"),
-        )
+    for name, bits in with_bound(storage).items():
+        if name not in storage["refused"]:
+            table.add_row(*map(escape, row(name, bits, storage)))
     return table
-
-
-def _as_storage(bound: Mapping[str, float]) -> dict[str, float]:
-    return {**bound, "index": bound["support"], "metadata": 0.0}
 
 
 def _ratio(number: float) -> str:

@@ -11,18 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.report import numbers
+from secateur.report.modelled import assessment_table, energy_summary
+from secateur.report.storage import encoding_table, of_report
 
 if TYPE_CHECKING:
     from secateur.cost import Cost
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """Print a report (docs/report.md): headline, accountings, accuracy with parity, layers."""
-    console.print()
-    console.print(_headline(report))
-    for table in (_accountings(report), _accuracies(report), _layers(report)):
-        console.print()
-        console.print(table)
+    """Print a report (docs/report.md): headline, accountings, accuracy with parity, layers, and
+    what the network takes elsewhere."""
+    console.print("", _headline(report))
+    for part in (
+        _accountings(report),
+        _accuracies(report),
+        _layers(report),
+        encoding_table(of_report(report), "weights, as platforms encode them"),
+        assessment_table(report["platforms"], "dense against compressed"),
+        energy_summary(report["energy"]),
+    ):
+        console.print("", part)
     for note in report["notes"]:
         console.print(f"note: {note}", style="yellow", markup=False)
 

@@ -96,6 +96,12 @@ class Platform(_Head):
     memory: Memory
     skips: dict[SkipKind, Skip]
 
+    @property
+    def widest(self) -> int | None:
+        """Bits of the widest operand that it multiplies and stores; None if any will do."""
+        limits = (self.compute.macs_per_second, self.memory.widths)
+        return min((max(each) for each in limits if each), default=None)
+
 
 def load_platform(choice: str | Path) -> Platform:
     """Return a platform.

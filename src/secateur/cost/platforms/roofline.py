@@ -93,6 +93,11 @@ class Timing:
         return {"platform": self.platform, "total": total, "layers": layers}
 
 
+def faster(before: Timing, after: Timing) -> float:
+    """Return how many times faster the second network is; infinite if it takes no time."""
+    return before.seconds / after.seconds if after.seconds else math.inf
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A pruned network beside the dense one it comes from, on one platform.
@@ -110,7 +115,7 @@ class Comparison:
     @property
     def speedup(self) -> float:
         """How many times faster the pruned network is; below 1 it is slower."""
-        return self.dense.seconds / self.pruned.seconds if self.pruned.seconds else math.inf
+        return faster(self.dense, self.pruned)
 
     @property
     def ppr(self) -> float:
