@@ -3,6 +3,7 @@
     import secateur as sc
 
     result = sc.compress(task, recipe, out="runs/lenet5")
+    comparison = sc.compare(task, [recipe, other_recipe], out="runs/compare")
     cost = sc.inspect(model, example_input, bits=(8, 8))
     model = sc.load("runs/lenet5/model.secateur")
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from secateur import channels, methods, sets
     from secateur.artifact.onnx import export_onnx
     from secateur.artifact.packed import load
+    from secateur.comparison.compare import Comparison, compare
     from secateur.compression import Result, compress
     from secateur.cost import inspect
     from secateur.errors import SecateurError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from secateur.task import Task
 
 __all__ = [
+    "Comparison",
     "Plan",
     "Recipe",
     "Result",
@@ -36,6 +39,7 @@ __all__ = [
     "__version__",
     "build_plan",
     "channels",
+    "compare",
     "compress",
     "export_onnx",
     "inspect",
@@ -46,12 +50,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "secateur.comparison.compare",
     "Plan": "secateur.plan",
     "Recipe": "secateur.recipe",
     "Result": "secateur.compression",
     "SecateurError": "secateur.errors",
     "Task": "secateur.task",
     "build_plan": "secateur.plan",
+    "compare": "secateur.comparison.compare",
     "compress": "secateur.compression",
     "export_onnx": "secateur.artifact.onnx",
     "inspect": "secateur.cost",

@@ -20,6 +20,7 @@ OPTIONAL = {
     "onnxruntime": 'pip install "secateur[onnx]"',
     "scikit-learn": 'pip install "secateur[data]"',
     "torchvision": 'pip install "secateur[vision]"',
+    "ray": 'pip install "secateur[compare]"',
     "openvino": "pip install openvino",
     "zeus": 'pip install "secateur[energy]"',
 }

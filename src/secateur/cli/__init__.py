@@ -23,6 +23,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended."""
 
+FAILED = 1
+"""Exit code of a comparison of which some run failed."""
+
+_HOW_TO_CONTINUE = {
+    "compress": " Continue with the same command and --resume.",
+    "compare": " Continue with the same command.",
+}
+
 
 class Group(TyperGroup):
     """Turns errors that a user can cause into a short message and exit code 2."""
@@ -32,8 +40,7 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            compressing = ctx.invoked_subcommand == "compress"
-            hint = " Continue with the same command and --resume." if compressing else ""
+            hint = _HOW_TO_CONTINUE.get(ctx.invoked_subcommand or "", "")
             typer.echo(f"\nsecateur: interrupted.{hint}", err=True)
             raise typer.Exit(INTERRUPTED) from error
         except (SecateurError, OSError) as error:
@@ -120,6 +127,65 @@ def compress(
 
     loaded = load_recipe(recipe, overrides or ())
     run(None, loaded, out=out or Path("runs") / loaded.name, resume=resume, console=console())
+
+
+@app.command(
+    epilog=examples(
+        "secateur compare recipes/compare/*.yaml --out runs/compare",
+        "secateur compare admm.yaml gmp.yaml --out runs/two --seeds 0,1 --jobs 2 --margin 1",
+        "RAY_ADDRESS=auto secateur compare admm.yaml gmp.yaml --out /shared/two",
+    )
+)
+def compare(
+    recipes: Annotated[
+        list[Path], typer.Argument(help="Recipe files (YAML), two or more.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; give it again to continue.", show_default=False)
+    ],
+    seeds: Annotated[
+        str, typer.Option(metavar="0,1,2", help="Seeds that each recipe is run with.")
+    ] = "0,1,2",
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time; by default one for each core.", show_default=False),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="Points of validation accuracy that count as equal to dense.")
+    ] = 0.5,
+    platforms: Annotated[
+        list[str] | None,
+        typer.Option("--platform", help="YAML file of one more platform to judge; repeatable."),
+    ] = None,
+    allow_unequal: Annotated[
+        bool, typer.Option("--allow-unequal", help="Compare recipes of different total epochs.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key of every recipe; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Run several recipes on one task, trained alike, and say what pays where."""
+    from secateur.cli.tables import console
+    from secateur.cli.target import whole_numbers
+    from secateur.comparison.compare import compare as run
+    from secateur.recipe import load_recipe
+
+    done = run(
+        None,
+        [load_recipe(each, overrides or ()) for each in recipes],
+        out=out,
+        seeds=whole_numbers(seeds, "--seeds"),
+        jobs=jobs,
+        margin=margin,
+        platforms=platforms or (),
+        allow_unequal=allow_unequal,
+        console=console(),
+    )
+    if done.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 from secateur.files import atomic
 from secateur.report import numbers
 from secateur.report.charts import Bar, Series, bar_chart, line_chart
+from secateur.report.elements import document, facts, figure, legend, swatch, table
 
 _KINDS = ("values", "index", "metadata")
 
@@ -25,16 +25,9 @@ def write_html(report: Mapping[str, Any], path: Path) -> None:
 
 def page(report: Mapping[str, Any]) -> str:
     """Return the page for a report."""
-    style = files("secateur.report").joinpath("page.css").read_text(encoding="utf-8")
-    sections = "".join(
-        part(report) for part in (_headline, _accountings, _accuracy, _layers, _training, _origin)
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report['name'])} – secateur report</title><style>{style}</style></head>"
-        f"<body><main>{sections}</main></body></html>\n"
-    )
+    parts = (_headline, _accountings, _accuracy, _layers, _training, _origin)
+    sections = "".join(part(report) for part in parts)
+    return document(f"{report['name']} – secateur report", sections)
 
 
 def _headline(report: Mapping[str, Any]) -> str:
@@ -71,7 +64,7 @@ def _accountings(report: Mapping[str, Any]) -> str:
     )
     bit_rows = [("dense", f"{bits['dense']:,}")]
     bit_rows += [
-        (f"{_swatch(number)}{kind}", f"{bits[kind]:,}")
+        (f"{swatch(number)}{kind}", f"{bits[kind]:,}")
         for number, kind in enumerate(_KINDS, start=1)
     ]
     file_rows = [
@@ -85,20 +78,20 @@ def _accountings(report: Mapping[str, Any]) -> str:
             "Weights",
             ratio["weights"],
             "fewer weights: non-zeros against all, nothing else counted",
-            _facts([("dense", f"{weights['dense']:,}"), ("kept", f"{weights['kept']:,}")]),
+            facts([("dense", f"{weights['dense']:,}"), ("kept", f"{weights['kept']:,}")]),
         ),
         _card(
             "Bits of these weights",
             ratio["bits"],
             "fewer bits: values and the indices that place them, each counted",
-            _facts([*bit_rows, ("compressed", f"{total:,}")], "sum")
+            facts([*bit_rows, ("compressed", f"{total:,}")], "sum")
             + f'<div class="stack" aria-hidden="true">{shares}</div>',
         ),
         _card(
             "Whole file on disk",
             ratio["file"],
             "smaller: biases, norms, scales and header included",
-            _facts(file_rows),
+            facts(file_rows),
         ),
     ]
     return (
@@ -140,28 +133,28 @@ def _accuracy(report: Mapping[str, Any]) -> str:
     return (
         "<h2>Accuracy and parity</h2>"
         f'<p class="soft">On {parity["samples"]:,} test samples; differences are against the '
-        f"compressed network as trained.</p>{_table(head, rows, numeric=range(2, 7))}"
+        f"compressed network as trained.</p>{table(head, rows, numeric=range(2, 7))}"
     )
 
 
 def _layers(report: Mapping[str, Any]) -> str:
     layers = report["layers"]
     stored = [layer for layer in layers if layer["storage"]]
-    charts = _figure(
+    charts = figure(
         "Density (share of non-zeros), and bits per weight",
         bar_chart("Density and bits per layer", [_density_bar(layer) for layer in stored]),
     )
-    charts += _figure(
-        f"Stored bits {_legend(_KINDS)}",
+    charts += figure(
+        f"Stored bits {legend(_KINDS)}",
         bar_chart("Stored bits per layer", [_storage_bar(layer) for layer in stored]),
     )
     head = (
         "layer", "kind", "shape", "set", "weights", "kept", "density", "bits",
         "MACs", *(f"{kind} (bits)" for kind in _KINDS),
     )  # fmt: skip
-    table = _table(head, [_layer_cells(layer) for layer in layers], numeric=range(4, len(head)))
+    rows = table(head, [_layer_cells(layer) for layer in layers], numeric=range(4, len(head)))
     notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
-    return f'<h2>Layers</h2><div class="charts">{charts}</div>{table}<ul>{notes}</ul>'
+    return f'<h2>Layers</h2><div class="charts">{charts}</div>{rows}<ul>{notes}</ul>'
 
 
 def _layer_cells(layer: Mapping[str, Any]) -> list[str]:
@@ -215,9 +208,9 @@ def _training(report: Mapping[str, Any]) -> str:
     figures = []
     for title, series, write, logarithmic in charts:
         chart = line_chart(title, series, sections, write, logarithmic)
-        legend = _legend([one.label for one in series]) if len(series) > 1 else ""
+        names = legend([one.label for one in series]) if len(series) > 1 else ""
         if chart:
-            figures.append(_figure(f"{title} {legend}", chart))
+            figures.append(figure(f"{title} {names}", chart))
     return f'<h2>Training</h2><div class="charts">{"".join(figures)}</div>'
 
 
@@ -234,51 +227,10 @@ def _stretches(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
 
 
 def _origin(report: Mapping[str, Any]) -> str:
-    facts = [(escape(key), escape(str(value))) for key, value in report["environment"].items()]
+    rows = [(escape(key), escape(str(value))) for key, value in report["environment"].items()]
     recipe = yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True)
     return (
         "<h2>How it was made</h2>"
-        f"<details><summary>Environment</summary>{_facts(facts)}</details>"
+        f"<details><summary>Environment</summary>{facts(rows)}</details>"
         f"<details><summary>Recipe, as resolved</summary><pre>{escape(recipe)}</pre></details>"
-    )
-
-
-def _swatch(colour: int) -> str:
-    return f'<i class="swatch c{colour}"></i>'
-
-
-def _legend(labels: Sequence[str]) -> str:
-    return "".join(
-        f"<span>{_swatch(number)}{label}</span>" for number, label in enumerate(labels, start=1)
-    )
-
-
-def _figure(caption: str, chart: str) -> str:
-    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
-
-
-def _facts(rows: Iterable[tuple[str, str]], kind: str = "") -> str:
-    """Return a list of terms and figures; both are HTML already."""
-    items = "".join(f"<dt>{term}</dt><dd>{figure}</dd>" for term, figure in rows)
-    return f'<dl class="{kind}">{items}</dl>'
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: range) -> str:
-    """Return a table whose first column names the rows; every cell is text, not HTML."""
-    styles = [' class="n"' if column in numeric else "" for column in range(len(head))]
-    top = "".join(
-        f'<th scope="col"{style}>{escape(cell)}</th>'
-        for style, cell in zip(styles, head, strict=True)
-    )
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(
-            f"<td{style}>{escape(cell)}</td>" for style, cell in zip(styles[1:], cells, strict=True)
-        )
-        + "</tr>"
-        for name, *cells in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
     )
