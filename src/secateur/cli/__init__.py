@@ -71,6 +71,17 @@ data_app = typer.Typer(no_args_is_help=True, help="Fetch and list the named data
 app.add_typer(data_app, name="data")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Target = Annotated[
+    str,
+    typer.Argument(help="Folder of a run, packed file, or module:callable.", show_default=False),
+]
+InputShape = Annotated[
+    str | None,
+    typer.Option("--input", metavar="1x3x224x224", help="Shape of one input batch."),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Import and run the module that a packed file names.")
+]
 Root = Annotated[
     Path | None,
     typer.Option(help="Folder of data sets; by default $SECATEUR_DATA or the user's cache."),
@@ -157,6 +168,9 @@ def compare(
         list[str] | None,
         typer.Option("--platform", help="YAML file of one more platform to judge; repeatable."),
     ] = None,
+    measure: Annotated[
+        float, typer.Option(help="Seconds to time layers on this machine; 0 for not at all.")
+    ] = 90.0,
     allow_unequal: Annotated[
         bool, typer.Option("--allow-unequal", help="Compare recipes of different total epochs.")
     ] = False,
@@ -181,6 +195,7 @@ def compare(
         jobs=jobs,
         margin=margin,
         platforms=platforms or (),
+        measure=measure,
         allow_unequal=allow_unequal,
         console=console(),
     )
@@ -196,24 +211,14 @@ def compare(
     )
 )
 def inspect(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of a run, packed file, or module:callable.", show_default=False
-        ),
-    ],
-    input_shape: Annotated[
-        str | None,
-        typer.Option("--input", metavar="1x3x224x224", help="Shape of one input batch."),
-    ] = None,
+    target: Target,
+    input_shape: InputShape = None,
     weight_bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 32,
     activation_bits: Annotated[int, typer.Option(help="Bits of an activation.")] = 32,
     first_last_bits: Annotated[
         int | None, typer.Option(help="Both bits of the first and last layer, where they differ.")
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="Import and run the module that a packed file names.")
-    ] = False,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a network costs: parameters, MACs, BOPs and bytes, by layer and in total."""
@@ -238,6 +243,43 @@ def inspect(
     if opened.header:
         tables.print_header(opened.header, Architecture.of(opened.model).tensors, console)
     console.print(cost_table(measured, target))
+
+
+@app.command(
+    epilog=examples(
+        "secateur breakeven torchvision.models:resnet18 --input 1x3x224x224",
+        "secateur breakeven runs/demo --threads 2 --out breakeven.html",
+    )
+)
+def breakeven(
+    target: Target,
+    input_shape: InputShape = None,
+    threads: Annotated[
+        int, typer.Option(help="Threads of each form; 1 is disturbed least by other programs.")
+    ] = 1,
+    seconds: Annotated[float, typer.Option(help="Time to spend on measuring.")] = 90.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Page to write, with a chart.", metavar="FILE.html", show_default=False),
+    ] = None,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure from which sparsity pruned and quantized layers are faster on this machine."""
+    from secateur import measure
+    from secateur.cli.tables import console
+    from secateur.cli.target import example_input, open_target
+    from secateur.report.breakeven import breakeven_tables, write_page
+
+    opened = open_target(target, trust)
+    inputs = example_input(input_shape or opened.input_shape)
+    found = measure.breakeven(opened.model, inputs, threads, seconds)
+    if out is not None:
+        write_page(found, target, out)
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        console().print(breakeven_tables(found, target))
 
 
 @app.command()

@@ -15,18 +15,11 @@ from secateur._version import __version__
 from secateur.artifact import onnx
 from secateur.comparison import fairness
 from secateur.comparison.crew import run_all
-from secateur.comparison.figures import (
-    DEPLOYED_BITS,
-    NODE,
-    Entry,
-    Seed,
-    dense_entry,
-    entry,
-    read_seed,
-)
+from secateur.comparison.figures import DEPLOYED_BITS, NODE, Entry, entries
+from secateur.comparison.here import measured
 from secateur.comparison.jobs import plan_jobs
 from secateur.comparison.statistics import pareto_front
-from secateur.comparison.verdict import Judge, Modelled, judge
+from secateur.comparison.verdict import Judge, Modelled, Verdict, judge
 from secateur.compression import build_task, completed
 from secateur.cost.platforms import Platform, load_platform, platform_names
 from secateur.errors import SecateurError
@@ -36,9 +29,10 @@ from secateur.report.comparison import print_comparison, write_page
 from secateur.task import Task
 
 SCHEMA = 1
-JSON, HTML = "compare.json", "compare.html"
+JSON, HTML, MEASURED = "compare.json", "compare.html", "breakeven.json"
 SEEDS = (0, 1, 2)
 MARGIN = 0.5
+MEASURE = 90.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +63,7 @@ def compare(
     jobs: int | None = None,
     margin: float = MARGIN,
     platforms: Sequence[str | Path] = (),
+    measure: float = MEASURE,
     allow_unequal: bool = False,
     console: Console | None = None,
 ) -> Comparison:
@@ -87,6 +82,7 @@ def compare(
         jobs: runs at a time; by default as many as there are cores.
         margin: points of validation accuracy that count as equal to dense.
         platforms: names or YAML files of further platforms to judge.
+        measure: seconds to spend on timing layers on this machine, once; 0 for not at all.
         allow_unequal: whether recipes may train for different numbers of epochs.
         console: where progress and the result are printed; None prints nothing.
 
@@ -102,11 +98,15 @@ def compare(
     own = task or build_task(loaded[0])
     todo = plan_jobs(loaded, seeds, Path(out))
     failed = run_all(todo, jobs=jobs, task=task, console=console)
-    finished = {job.name: read_seed(job, own) for job in todo if job.finished and not job.dense}
+    finished = [job for job in todo if job.finished and not job.dense]
     if not finished:
         name, reason = next(iter(failed.items()))
         raise SecateurError(f"compare: no run has finished. {name}: {reason}")
-    report = _report(loaded, seeds, finished, machines, margin / 100) | {"failed": failed}
+    dense, found = entries(finished, own, machines)
+    judges, notes = _judges(machines, own, measure, Path(out))
+    verdicts = [judge(each, list(found.values()), margin / 100) for each in judges]
+    report = _report(loaded, dense, found, verdicts)
+    report |= {"seeds": list(seeds), "margin": margin / 100, "failed": failed, "notes": notes}
     _publish(report, Path(out), console)
     return Comparison(Path(out), report)
 
@@ -128,62 +128,44 @@ def _check(
         onnx.require()
 
 
+def _judges(
+    platforms: Sequence[Platform], task: Task, seconds: float, folder: Path
+) -> tuple[list[Judge], list[str]]:
+    """Return this machine, if it is to be measured, and all modelled ones; and why it is not."""
+    judges: list[Judge] = [Modelled(each) for each in platforms]
+    if not seconds:
+        return judges, []
+    try:
+        return [measured(task, seconds, folder / MEASURED), *judges], []
+    except SecateurError as error:
+        return judges, [f"nothing was measured here: {error}"]
+
+
 def _report(
-    recipes: Sequence[Recipe],
-    seeds: Sequence[int],
-    finished: Mapping[str, Seed],
-    platforms: Sequence[Platform],
-    margin: float,
+    recipes: Sequence[Recipe], dense: Entry, found: Mapping[str, Entry], verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
-    found: dict[str, dict[int, Seed]] = {}
-    for recipe in recipes:
-        own = {seed: finished.get(f"{recipe.name}-seed{seed}") for seed in seeds}
-        found[recipe.name] = {seed: each for seed, each in own.items() if each}
-    entries = [
-        entry(recipe, list(found[recipe.name].values()), platforms)
-        for recipe in recipes
-        if found[recipe.name]
-    ]
-    first = {seed: each for own in found.values() for seed, each in own.items()}
-    dense = dense_entry([first[seed] for seed in sorted(first)], platforms)
-    verdicts = [judge(each, entries, margin) for each in _judges(platforms)]
     epochs = {recipe.name: fairness.epochs_of(recipe) for recipe in recipes}
+    shown = [found[recipe.name] for recipe in recipes if recipe.name in found]
+    originals = {recipe.name: recipe.to_dict() for recipe in recipes}
     return {
         "schema": SCHEMA,
         "secateur": __version__,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seeds": list(seeds),
-        "margin": margin,
         "equal_epochs": len(set(epochs.values())) == 1,
         "assumed": {"bits": DEPLOYED_BITS, "node": NODE},
-        "environment": next(iter(finished.values())).report["environment"],
-        "dense": _plain(dense),
+        "environment": next(iter(dense.seeds.values())).report["environment"],
+        "dense": dense.to_dict(),
         "recipes": [
-            _plain(each)
+            each.to_dict()
             | {
                 "epochs": epochs[each.name],
-                "seeds": list(found[each.name]),
-                "seconds": [seed.report["seconds"] for seed in each.seeds],
-                "recipe": recipe.to_dict(),
+                "seconds": [seed.report["seconds"] for seed in each.seeds.values()],
+                "recipe": originals[each.name],
             }
-            for each, recipe in zip(entries, (r for r in recipes if found[r.name]), strict=True)
+            for each in shown
         ],
-        "fronts": _fronts([dense, *entries]),
-        "verdicts": [each.to_dict() for each in verdicts],
-    }
-
-
-def _judges(platforms: Sequence[Platform]) -> list[Judge]:
-    return [Modelled(each) for each in platforms]
-
-
-def _plain(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "form": entry.form,
-        "accuracy": asdict(entry.accuracy),
-        "loss": asdict(entry.loss),
-        "costs": {name: asdict(each) for name, each in entry.costs.items()},
+        "fronts": _fronts([dense, *shown]),
+        "verdicts": [asdict(each) for each in verdicts],
     }
 
 

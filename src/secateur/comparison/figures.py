@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -27,6 +27,7 @@ from secateur.sets import SETS, Pattern, Unstructured
 from secateur.task import Task
 
 Form = Literal["non-structured", "structured", "unpruned"]
+Which = Literal["dense", "compressed"]
 Network = tuple[LayerWork, ...]
 
 DEPLOYED_BITS = 16
@@ -60,8 +61,8 @@ class Entry:
         form: which zeros its patterns make.
         accuracy: on the test set, as a fraction of 1.
         loss: of accuracy on the validation set against the dense network of the same seed.
-        costs: by name, see :func:`costs_of`.
-        seeds: what the figures are from.
+        costs: by name, see docs/compare.md.
+        seeds: what the figures are from, by seed.
     """
 
     name: str
@@ -69,7 +70,18 @@ class Entry:
     accuracy: Statistic
     loss: Statistic
     costs: dict[str, Statistic]
-    seeds: tuple[Seed, ...]
+    seeds: Mapping[int, Seed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        return {
+            "name": self.name,
+            "form": self.form,
+            "seeds": list(self.seeds),
+            "accuracy": asdict(self.accuracy),
+            "loss": asdict(self.loss),
+            "costs": {name: asdict(each) for name, each in self.costs.items()},
+        }
 
 
 def form_of(recipe: Recipe) -> Form:
@@ -105,58 +117,60 @@ def _work(model: nn.Module, task: Task) -> Network:
     return workload(model.cpu(), task.example_input, bits=(DEPLOYED_BITS, DEPLOYED_BITS))
 
 
-def entry(recipe: Recipe, seeds: Sequence[Seed], platforms: Sequence[Platform]) -> Entry:
-    """Return what a recipe reached over its seeds."""
-    accuracies = [seed.report["accuracy"] for seed in seeds]
-    lost = [each["validation"]["dense"] - each["validation"]["compressed"] for each in accuracies]
-    costs = [_costs(seed.report, "compressed", seed.network, platforms) for seed in seeds]
+def entries(
+    finished: Sequence[Job], task: Task, platforms: Sequence[Platform]
+) -> tuple[Entry, dict[str, Entry]]:
+    """Return what the dense network and each recipe reached, from runs that have finished.
+
+    Raises:
+        ArtifactError: a packed file is damaged.
+    """
+    found: dict[str, dict[int, Seed]] = {}
+    recipes = {job.recipe.name: job.recipe for job in finished}
+    for job in finished:
+        found.setdefault(job.recipe.name, {})[job.recipe.train.seed] = read_seed(job, task)
+    any_of = {number: seed for seeds in found.values() for number, seed in seeds.items()}
+    dense = _entry(DENSE, "unpruned", any_of, platforms)
+    return dense, {
+        name: _entry(name, form_of(recipes[name]), seeds, platforms)
+        for name, seeds in found.items()
+    }
+
+
+def _entry(
+    name: str, form: Form, seeds: Mapping[int, Seed], platforms: Sequence[Platform]
+) -> Entry:
+    which: Which = "dense" if name == DENSE else "compressed"
+    accuracies = [seed.report["accuracy"] for seed in seeds.values()]
+    valid = [each["validation"] for each in accuracies]
+    costs = [_costs(seed, which, platforms) for seed in seeds.values()]
     return Entry(
-        recipe.name,
-        form_of(recipe),
-        Statistic.of(each["compressed"] for each in accuracies),
-        Statistic.of(lost),
-        _joined(costs),
-        tuple(seeds),
+        name,
+        form,
+        Statistic.of(each[which] for each in accuracies),
+        Statistic.of(each["dense"] - each[which] for each in valid),
+        {cost: Statistic.of(each[cost] for each in costs) for cost in costs[0]},
+        seeds,
     )
 
 
-def dense_entry(seeds: Sequence[Seed], platforms: Sequence[Platform]) -> Entry:
-    """Return the dense network over its seeds, one run of each."""
-    costs = [_costs(seed.report, "dense", seed.dense, platforms) for seed in seeds]
-    return Entry(
-        DENSE,
-        "unpruned",
-        Statistic.of(seed.report["accuracy"]["dense"] for seed in seeds),
-        Statistic.of(0.0 for _ in seeds),
-        _joined(costs),
-        tuple(seeds),
-    )
-
-
-def _joined(costs: Sequence[Mapping[str, float]]) -> dict[str, Statistic]:
-    return {name: Statistic.of(each[name] for each in costs) for name in costs[0]}
-
-
-def _costs(
-    report: Mapping[str, Any],
-    which: Literal["dense", "compressed"],
-    network: Network,
-    platforms: Sequence[Platform],
-) -> dict[str, float]:
+def _costs(seed: Seed, which: Which, platforms: Sequence[Platform]) -> dict[str, float]:
     """Return what one network costs.
 
     Counted: ``weights`` (non-zeros), ``bits`` (of these, with their indices), ``file`` (bytes),
     ``macs`` and ``bops`` (zeros that are left are multiplied). Modelled: ``energy`` (joules),
     ``energy if zeros are skipped``, and the seconds of one inference on each platform.
     """
-    storage, dense = report["storage"], which == "dense"
-    bits, node = storage["bits"], load_node(NODE)
+    dense = which == "dense"
+    network = seed.dense if dense else seed.network
+    storage, node = seed.report["storage"], load_node(NODE)
+    bits = storage["bits"]
     return {
         "weights": storage["weights"]["dense" if dense else "kept"],
         "bits": bits["dense"] if dense else bits["values"] + bits["index"] + bits["metadata"],
         "file": storage["file"]["dense" if dense else "packed"],
-        "macs": report["cost"][which]["macs"],
-        "bops": report["cost"][which]["bops"],
+        "macs": seed.report["cost"][which]["macs"],
+        "bops": seed.report["cost"][which]["bops"],
         "energy": energy_of(network, node).joules,
         "energy if zeros are skipped": energy_of(network, node, skip_zeros=True).joules,
         **{f"{TIME}{each.name}": timing(each, network).seconds for each in platforms},

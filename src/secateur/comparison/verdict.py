@@ -29,6 +29,10 @@ class Judge(Protocol):
     def name(self) -> str:
         """How texts call it."""
 
+    @property
+    def about(self) -> str:
+        """What it is, and how its figures came about."""
+
     def speedup(self, form: Pruning, seed: Seed) -> float:
         """Return how many times faster than dense a network is, all weights of equal bits."""
 
@@ -52,6 +56,11 @@ class Modelled:
     def name(self) -> str:
         """The platform's name."""
         return self.platform.name
+
+    @property
+    def about(self) -> str:
+        """The platform's summary."""
+        return f"Modelled: {self.platform.summary}; {DEPLOYED_BITS} bits."
 
     def speedup(self, form: Pruning, seed: Seed) -> float:
         """Return the ratio of modelled times, all weights of equal bits."""
@@ -112,6 +121,7 @@ class Verdict:
 
     Attributes:
         platform: its name; "here" is measured, all others are modelled.
+        about: what it is, and how the figures came about.
         text: some sentences with the numbers that carry them.
         break_even: mean sparsity from which the non-structured recipe is faster than dense; None if
             it never is, or there is no such recipe.
@@ -120,6 +130,7 @@ class Verdict:
     """
 
     platform: str
+    about: str
     text: str
     break_even: float | None
     non_structured: Side | None
@@ -149,7 +160,7 @@ def judge(platform: Judge, entries: Sequence[Entry], margin: float) -> Verdict:
         _with_levels(platform, entries, margin),
     )
     text = " ".join(sentence for sentence in sentences if sentence)
-    return Verdict(platform.name, text, needed, anywhere, groups)
+    return Verdict(platform.name, platform.about, text, needed, anywhere, groups)
 
 
 def accurate(entries: Sequence[Entry], margin: float) -> list[Entry]:
@@ -164,9 +175,9 @@ def _fastest(
         Side(
             each.name,
             each.loss,
-            Statistic.of(_sparsity(seed) for seed in each.seeds),
-            Statistic.of(platform.speedup(kind, seed) for seed in each.seeds),
-            Statistic.of(platform.by_zeros(seed) for seed in each.seeds),
+            Statistic.of(_sparsity(seed) for seed in each.seeds.values()),
+            Statistic.of(platform.speedup(kind, seed) for seed in each.seeds.values()),
+            Statistic.of(platform.by_zeros(seed) for seed in each.seeds.values()),
         )
         for each in accurate(entries, margin)
         if each.form == kind
@@ -176,7 +187,12 @@ def _fastest(
 
 def _needed(platform: Judge, entries: Sequence[Entry], side: Side | None) -> float | None:
     """Return the mean break-even sparsity over seeds; None if there is none for any of them."""
-    seeds = [seed for each in entries if side and each.name == side.recipe for seed in each.seeds]
+    seeds = [
+        seed
+        for each in entries
+        if side and each.name == side.recipe
+        for seed in each.seeds.values()
+    ]
     found = [platform.needed(seed) for seed in seeds]
     known = [each for each in found if each is not None]
     return fmean(known) if known and len(known) == len(found) else None
@@ -234,7 +250,7 @@ def _with_levels(platform: Judge, entries: Sequence[Entry], margin: float) -> st
     """Name the fastest recipe if weights have the bits of their levels."""
     gains: dict[str, Statistic] = {}
     for each in accurate(entries, margin):
-        found = [platform.with_levels(seed) for seed in each.seeds]
+        found = [platform.with_levels(seed) for seed in each.seeds.values()]
         known = [gain for gain in found if gain is not None]
         if known:
             gains[each.name] = Statistic.of(known)

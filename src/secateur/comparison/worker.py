@@ -55,7 +55,7 @@ def work(sealed: list[Any], threads: int, folder: str, board: Any) -> str | None
 
     torch.set_num_threads(threads)
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "a", encoding="utf-8") as log:
+    with open(job.log, "a", buffering=1, encoding="utf-8") as log:
         try:
             _train(job, task, Console(file=log, width=120), board)
         except Exception as error:  # whatever ends one run must not end the others

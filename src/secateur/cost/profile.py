@@ -20,6 +20,31 @@ from secateur.errors import SecateurError
 _PARAMETRIZATIONS = "parametrizations"
 
 
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an operation was given: its shape, and whether it is a parameter."""
+
+    shape: tuple[int, ...]
+    parameter: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    """One execution of an operation that multiplies.
+
+    Attributes:
+        module: name of the module that it counts for.
+        operation: name of the ATen operation, such as ``convolution`` or ``addmm``.
+        arguments: positional arguments in the order of its schema, tensors as :class:`Operand`.
+        macs: its multiply-accumulates.
+    """
+
+    module: str
+    operation: str
+    arguments: tuple[Any, ...]
+    macs: int
+
+
 @dataclass
 class Profile:
     """What one forward pass did.
@@ -31,6 +56,7 @@ class Profile:
         entered: names of all modules that ran, in the order of first entry.
         last: name of the module of the last counted operation, or None.
         uncounted: names of operations that are neither counted nor free.
+        products: every counted operation, in the order of execution.
     """
 
     macs: dict[str, int] = field(default_factory=dict)
@@ -39,6 +65,7 @@ class Profile:
     entered: dict[str, None] = field(default_factory=dict)
     last: str | None = None
     uncounted: dict[str, None] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
 
 
 def profile(model: nn.Module, inputs: tuple[Any, ...]) -> Profile:
@@ -165,13 +192,20 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         if counted:
             name = self._module_of(args)
-            _add(self.profile.macs, name, macs_of(func, args, kwargs, out))
+            macs = macs_of(func, args, kwargs, out)
+            _add(self.profile.macs, name, macs)
             _add(self.profile.inputs, name, self._read(args))
             _add(self.profile.outputs, name, out.numel())
             self.profile.last = name
+            operation = func._overloadpacket.__name__
+            arguments = tuple(tree_map(_on_tensors(self._operand), args))
+            self.profile.products.append(Product(name, operation, arguments, macs))
         elif not free:
             self.profile.uncounted.setdefault(str(func._overloadpacket))
         return out
+
+    def _operand(self, value: Tensor) -> Operand:
+        return Operand(tuple(value.shape), _storage(value) in self._holders)
 
     def _read(self, arguments: tuple[Any, ...]) -> int:
         """Count the elements of the tensors that are no parameters."""

@@ -65,7 +65,10 @@ def print_comparison(report: Mapping[str, Any], console: Console) -> None:
     console.print(shown)
     for verdict in report["verdicts"]:
         console.print(f"\n[bold]{plain_markup(verdict['platform'])}[/bold]", highlight=False)
+        console.print(verdict["about"], highlight=False, markup=False, style="dim")
         console.print(verdict["text"], highlight=False, markup=False)
+    for note in report["notes"]:
+        console.print(f"\nnote: {note}", style="yellow", markup=False)
     for name, reason in report["failed"].items():
         console.print(f"\n{name} failed: {reason}", style="red", markup=False)
 
@@ -87,28 +90,27 @@ def _headline(report: Mapping[str, Any]) -> str:
     trained = f"{epochs[0]} epochs each, dense training included"
     if not report["equal_epochs"]:
         trained = f"not trained equally long: {epochs[0]} to {epochs[-1]} epochs"
-    failed = "".join(
-        f"<li>{escape(name)} failed: {escape(reason)}</li>"
-        for name, reason in report["failed"].items()
-    )
+    failed = (f"{name} failed: {reason}" for name, reason in report["failed"].items())
+    items = "".join(f"<li>{escape(line)}</li>" for line in (*report["notes"], *failed))
     return (
         f'<header><h1>{escape(_names(report))}</h1><p class="soft">{escape(made)}; '
-        f"{escape(trained)}</p></header><ul>{failed}</ul>"
+        f"{escape(trained)}</p></header><ul>{items}</ul>"
     )
 
 
 def _verdicts(report: Mapping[str, Any]) -> str:
     cards = "".join(
-        f"<section><h3>{escape(each['platform'])}</h3><p>{escape(each['text'])}</p></section>"
+        f"<section><h3>{escape(each['platform'])}</h3>"
+        f'<p class="soft">{escape(each["about"])}</p><p>{escape(each["text"])}</p></section>'
         for each in report["verdicts"]
     )
     margin = f"{100 * report['margin']:g}"
     return (
         "<h2>Does pruning pay?</h2>"
         f'<p class="soft">Equal accuracy: at most {margin} points of mean validation accuracy '
-        "below the dense network of the same seed. Losses and speed-ups are mean ± standard deviation "
-        f"over seeds. Speed-ups are against dense at equal bits, {report['assumed']['bits']} each, "
-        f'unless said otherwise.</p><div class="cards">{cards}</div>'
+        "below the dense network of the same seed. Losses and speed-ups are mean ± standard "
+        "deviation over seeds. Speed-ups are against dense at equal bits, unless said otherwise."
+        f'</p><div class="cards">{cards}</div>'
     )
 
 

@@ -2,7 +2,7 @@
 
 from secateur.cost.platforms.model import Platform, load_platform
 from secateur.cost.platforms.roofline import Comparison, LayerTime, Timing, compare, timing
-from secateur.cost.platforms.verdict import Verdict, break_even, verdict
+from secateur.cost.platforms.verdict import Verdict, break_even, first_paying, verdict
 from secateur.cost.shipped import shipped
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Verdict",
     "break_even",
     "compare",
+    "first_paying",
     "load_platform",
     "platform_names",
     "timing",

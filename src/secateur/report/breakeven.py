@@ -1,0 +1,182 @@
+"""From which sparsity each form pays on this machine, in a terminal and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.markup import escape as plain
+from rich.table import Table
+from rich.text import Text
+
+from secateur.files import atomic
+from secateur.measure import BreakEven, Layer
+from secateur.report import charts, numbers
+
+SPARSITIES = (0.5, 0.75, 0.9, 0.95, 0.99)
+"""Where the tables show the curve."""
+
+_Row = tuple[str, ...]
+
+
+def breakeven_tables(found: BreakEven, title: str) -> Group:
+    """Return tables of the whole model and of its layers, with what they leave out."""
+    parts: list[RenderableType] = [
+        _table(f"{title}: speed-up over dense (pruning rate / speed-up)", *_network(found)),
+        "",
+        _table("layers: sparsity from which a form is faster than dense", *_layers(found)),
+        "",
+        *(Text(f"{name}: {about}", style="dim") for name, about in found.forms.items()),
+        Text(_how(found)),
+        *(Text(line, style="yellow") for line in _notes(found)),
+    ]
+    return Group(*parts)
+
+
+def write_page(found: BreakEven, title: str, path: Path) -> None:
+    """Write one self-contained page, whole or not at all."""
+    style = files("secateur.report").joinpath("page.css").read_text(encoding="utf-8")
+    forms = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(about)}</dd>" for name, about in found.forms.items()
+    )
+    notes = "".join(f"<p>{escape(line)}</p>" for line in _notes(found))
+    body = (
+        f"<header><h1>{escape(title)}: where sparsity starts to pay</h1>"
+        f'<p class="soft">{escape(_how(found))}</p></header>{notes}'
+        f"<h2>Whole network</h2><figure>{_chart(found)}</figure>"
+        f"{_html_table(*_network(found))}"
+        f"<h2>Layers: sparsity from which a form is faster than dense</h2>"
+        f"{_html_table(*_layers(found))}"
+        f"<h2>Forms</h2><details open><summary>what ran</summary><dl>{forms}</dl></details>"
+    )
+    text = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)} – secateur breakeven</title><style>{style}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _network(found: BreakEven) -> tuple[_Row, list[_Row]]:
+    """Return the head and the rows of the table of the whole model, one row a form."""
+    head = ("form", "starts to pay", *(numbers.percent(at, 0) for at in SPARSITIES), "of the time")
+    rows = []
+    for form in found.forms:
+        points = [layer.curves[form] for layer in found.layers if form in layer.curves]
+        if all(len(curve) == 1 for curve in points):  # not a form that prunes
+            cells = [numbers.times(found.speedup(form, 0.0)) if points else "–"]
+            cells += [""] * (len(SPARSITIES) - 1)
+        else:
+            cells = [
+                f"{numbers.times(found.speedup(form, at))} ({found.ppr(form, at):.3g})"
+                for at in SPARSITIES
+            ]
+        share = numbers.percent(found.covered(form), 0)
+        rows.append((form, _pays(found.starts_to_pay(form)), *cells, share))
+    return head, rows
+
+
+def _layers(found: BreakEven) -> tuple[_Row, list[_Row]]:
+    head = ("layer", "shape", "dense", "p10–p90", *found.forms)
+    rows = []
+    for layer in found.layers:
+        more = len(layer.names) - 1
+        spread = (numbers.small(value, "s") for value in (layer.low, layer.high))
+        rows.append(
+            (
+                (layer.names[0] or "(model)") + (f" + {more}" if more else ""),
+                layer.shape,
+                numbers.small(layer.seconds, "s"),
+                "–".join(spread),
+                *(_cell(layer, form) for form in found.forms),
+            )
+        )
+    return head, rows
+
+
+def _cell(layer: Layer, form: str) -> str:
+    return "–" if form in layer.missing else _pays(layer.starts_to_pay(form))
+
+
+def _pays(sparsity: float | None) -> str:
+    if sparsity is None:
+        return "never"
+    return "at once" if sparsity == 0 else numbers.percent(sparsity, 1)
+
+
+def _how(found: BreakEven) -> str:
+    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+    return (
+        f"{found.machine}, torch {found.torch}, {threads}, {found.clock}; "
+        f"medians of {found.rounds} rounds or more; all dense layers take "
+        f"{numbers.small(found.seconds, 's')}"
+    )
+
+
+def _notes(found: BreakEven) -> list[str]:
+    """Return what a reader must know: the load, the forms that layers lack, what was not timed."""
+    notes = []
+    if found.load.busy:
+        notes.append(
+            f"Other programs used {found.load.others:.1f} of {found.load.cores} cores meanwhile: "
+            "figures may be off; repeat on a quiet machine."
+        )
+    for form in found.forms:
+        reasons = dict.fromkeys(each.missing[form] for each in found.layers if form in each.missing)
+        for reason in reasons:
+            names = [each.names[0] for each in found.layers if each.missing.get(form) == reason]
+            notes.append(f"{form} (– above, stays dense): {', '.join(names)}: {reason}.")
+    for other in found.untimed:
+        size = "" if other.macs is None else f" ({numbers.count(other.macs)} MACs)"
+        notes.append(f"Not timed: {other.operation}{size}.")
+    return notes
+
+
+def _chart(found: BreakEven) -> str:
+    """Draw the speed-up of the model over its pruning rate, a line for each form that prunes."""
+    curves = []
+    for colour, form in enumerate(found.forms, start=1):
+        at = sorted({each for layer in found.layers for each in layer.sparsities(form)})
+        if len(at) > 1:
+            points = [(1 / (1 - each), found.speedup(form, each)) for each in at]
+            curves.append(charts.Curve(form, points, colour))
+    if not curves:
+        return ""
+    curves.sort(key=lambda curve: curve.points[-1][1])
+    return charts.curve_chart(
+        "Speed-up over dense", "weights per non-zero", curves, lambda value: f"{value:,.3g}x"
+    )
+
+
+def _table(title: str, head: _Row, rows: Iterable[_Row]) -> Table:
+    table = Table(title=plain(title), title_justify="left", title_style="bold", box=None)
+    for position, column in enumerate(head):
+        text = column in ("layer", "shape", "form")
+        table.add_column(
+            column,
+            justify="left" if text else "right",
+            overflow="fold",
+            no_wrap=not text or not position,
+        )
+    for row in rows:
+        table.add_row(*map(plain, row))
+    return table
+
+
+def _html_table(head: _Row, rows: Sequence[_Row]) -> str:
+    top = "".join(f'<th class="n">{escape(cell)}</th>' for cell in head[1:])
+    body = "".join(
+        f"<tr><th>{escape(row[0])}</th>"
+        + "".join(f'<td class="n">{escape(cell)}</td>' for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr><th>{escape(head[0])}</th>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
