@@ -27,7 +27,7 @@ def test_version() -> None:
 
 def test_help_shows_examples_of_every_command_that_takes_an_argument() -> None:
     assert "secateur compress recipes/lenet5-digits.yaml" in run("--help").stdout
-    for command in (["compress"], ["inspect"], ["data", "get"]):
+    for command in (["compress"], ["compare"], ["inspect"], ["data", "get"]):
         assert "Examples:" in run(*command, "--help").stdout
 
 

@@ -220,6 +220,7 @@ def scatter_chart(
     steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in corners[1:])
     x, y = corners[0]
     parts.append(f'<path class="front" d="M{x:.1f} {bottom}V{y:.1f}{steps}H{edge}"/>')
+    taken: list[Point] = []
     for mark in marks:
         (x, y), (dx, dy) = place(mark.x, mark.y), mark.spread
         (x1, y1), (x2, y2) = place(mark.x - dx, mark.y - dy), place(mark.x + dx, mark.y + dy)
@@ -229,7 +230,10 @@ def scatter_chart(
             f'<g class="c{mark.colour}"><title>{escape(hint)}</title><path class="spread" '
             f'd="{bars}"/><circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/></g>'
         )
-        parts.append(_text(x + 7, y - 7, mark.label, "start"))
+        crowded = any(abs(x - a) < 18 and abs(y - b) < 14 for a, b in taken)
+        taken.append((x, y))
+        side, anchor = (-7, "end") if crowded else (7, "start")
+        parts.append(_text(x + side, y - 7, mark.label, anchor))
     summary = "; ".join(f"{m.name} {write_y(m.y)} at {write_x(m.x)}" for m in marks)
     best = ", ".join(marks[at].name for at in front)
     return _svg(title, f"{summary}. Pareto front: {best}.", bottom + _BOTTOM, parts)

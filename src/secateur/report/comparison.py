@@ -138,7 +138,7 @@ def _charts(report: Mapping[str, Any]) -> str:
         "<h2>Accuracy against each cost</h2>"
         '<p class="soft">Test accuracy, means over seeds with their standard deviations. The '
         "dashed line is the Pareto front: the highest accuracy that is to be had at each cost. "
-        f'{escape(CAVEAT)}</p><ul class="keys">{keys}</ul>'
+        f'Energy: {escape(CAVEAT)}</p><ul class="keys">{keys}</ul>'
         f'<div class="charts">{"".join(figures)}</div>'
     )
 
