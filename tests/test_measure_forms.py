@@ -13,7 +13,7 @@ from secateur import cost
 from secateur.measure.clock import stopwatch
 from secateur.measure.forms import FORMS, SHARED_BY, dense, output_scale
 from secateur.measure.prepared import Prepared, UnsupportedError, multiply
-from secateur.measure.run import time_layer
+from secateur.measure.run import time_layers
 from secateur.measure.shapes import Convolution, Linear, Shape, shapes
 
 
@@ -147,7 +147,7 @@ def test_smaller_widths(shape: Shape, density: float, kept: tuple[int, ...]) -> 
 
 @pytest.mark.parametrize("shape", [SOLID, TRANSPOSED], ids=["3d", "transposed"])
 def test_what_has_no_sparse_form_says_so_and_is_still_timed_dense(shape: Convolution) -> None:
-    layer, _ = time_layer(shape, ("up",), FORMS, stopwatch(1)[0], 1e-6)
+    (layer,), _ = time_layers({shape: ["up"]}, FORMS, stopwatch(1)[0], 1e-6)
     assert set(layer.curves) == {"smaller"}
     assert set(layer.missing) == set(FORMS) - {"smaller"}
     assert "transposed" in layer.missing["csr"] or "two dimensions" in layer.missing["csr"]

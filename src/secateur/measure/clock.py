@@ -22,7 +22,7 @@ SAMPLE_SECONDS = 1e-3
 BUSY_SHARE = 0.1
 """Share of the cores that other programs may use before the machine counts as busy."""
 
-_MIN_ROUNDS, _MAX_ROUNDS = 7, 40
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 8
 _MAX_CALLS = 200
 
 
@@ -51,7 +51,7 @@ class Stopwatch:
 
         Args:
             runs: what is timed, in this order, so that neighbours see the same machine.
-            seconds: of ``wall``, after which no round begins once there are seven.
+            seconds: of ``wall``, after which no round begins once there are three.
         """
         end = self.wall() + seconds
         calls = [

@@ -72,23 +72,21 @@ class Layer:
     def speedup(self, form: str, sparsity: float) -> float:
         """Return how many times faster than dense a form is; 1 where the layer lacks it.
 
-        Between points log(speed-up) is linear in log(density), which is exact where time is a power
-        of the density. Beyond the sparsest and the densest point it stays what it is there.
+        Between points, and before the densest two, log(speed-up) is linear in log(density), which
+        is exact where time is a power of the density. Beyond the sparsest it stays what it is
+        there. Sparser is never slower but by noise: neighbours that say so are averaged.
         """
         points = self.curves.get(form, ())
         if not points:
             return 1.0
-        where = math.log(max(1 - sparsity, 1e-300))
-        places = [math.log(1 - point.sparsity) for point in points]
-        values = [math.log(point.speedup) for point in points]
-        if where >= places[0]:
-            return points[0].speedup
-        for right in range(1, len(points)):
-            if where >= places[right]:
-                span = places[right - 1] - places[right]
-                share = (places[right - 1] - where) / span
-                return math.exp(values[right - 1] + share * (values[right] - values[right - 1]))
-        return points[-1].speedup
+        values = ascending([math.log(point.speedup) for point in points])
+        if len(points) == 1 or sparsity >= points[-1].sparsity:
+            return math.exp(values[-1])
+        places = [-math.log1p(-point.sparsity) for point in points]
+        where = -math.log1p(-sparsity)
+        right = next(at for at in range(1, len(places)) if where <= places[at])
+        share = (where - places[right - 1]) / (places[right] - places[right - 1])
+        return math.exp(values[right - 1] + share * (values[right] - values[right - 1]))
 
     def starts_to_pay(self, form: str) -> float | None:
         """Return the sparsity from which on a form is faster than dense; None if it never is."""
@@ -236,24 +234,30 @@ def pruning_to_performance(sparsity: float, speedup: float) -> float:
     return 1 / (1 - sparsity) / speedup
 
 
+def ascending(values: Sequence[float]) -> list[float]:
+    """Return the nearest values that do not fall, by squares: pool adjacent violators."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        total, count = value, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / count:
+            before = pools.pop()
+            total, count = total + before[0], count + before[1]
+        pools.append((total, count))
+    return [total / count for total, count in pools for _ in range(count)]
+
+
 def crossing(speedup: Callable[[float], float], measured: Sequence[float]) -> float | None:
-    """Return the sparsity from which on a speed-up is above 1; None if it is not at the end.
+    """Return the sparsity from which on a speed-up is above 1; None if it never is.
 
     Args:
-        speedup: of a sparsity.
-        measured: where it was measured, ascending; between neighbours it is above 1 only once.
+        speedup: of a sparsity; it does not fall.
+        measured: where it was measured, ascending; the answer lies within.
     """
     if not measured or speedup(measured[-1]) <= 1:
         return None
-    low, high = None, measured[-1]
-    for at in reversed(measured):
-        if speedup(at) <= 1:
-            low = at
-            break
-        high = at
-    if low is None:
-        return high
-    dense, sparse = 1 - low, 1 - high
+    if speedup(measured[0]) > 1:
+        return measured[0]
+    dense, sparse = 1 - measured[0], 1 - measured[-1]
     for _ in range(_STEPS):
         middle = math.sqrt(dense * sparse)
         dense, sparse = (dense, middle) if speedup(1 - middle) > 1 else (middle, sparse)

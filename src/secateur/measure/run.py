@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,19 +12,37 @@ from torch import Tensor, nn
 
 from secateur.doctor import doctor
 from secateur.errors import SecateurError
-from secateur.measure.clock import LoadMeter, Run, Stopwatch, stopwatch, threads_set
+from secateur.measure.clock import LoadMeter, Stopwatch, stopwatch, threads_set
 from secateur.measure.forms import FORMS, Form, dense
 from secateur.measure.prepared import UnsupportedError
 from secateur.measure.result import BreakEven, Layer, Point
 from secateur.measure.shapes import Linear, Shape, shapes
 
-DENSITIES = (1.0, *(2.0**-power for power in range(1, 8)), 2.0**-9)
-"""Where forms are timed: halved each time, as time is about a power of the density."""
+DENSITIES = (1.0, *(2.0**-power for power in range(1, 7)), 2.0**-8)
+"""Where forms are timed: mostly halved each time, as time is about a power of the density."""
 
-HOPELESS = 5.0
+HOPELESS = 4.0
 """A form that takes this many times the dense time is not timed at higher densities."""
 
-_SEED = 0
+SITTINGS = 5
+"""Times that each layer has its turn, with memory of its own, so that no one moment decides."""
+
+
+@dataclass
+class _Trial:
+    """What is known of a shape while it is timed.
+
+    Attributes:
+        densities: form -> what to ask it for, from sparse to dense.
+        kept: form -> what it then keeps.
+        rounds: form -> seconds of dense and of each density, round by round.
+        missing: form -> why it is not timed.
+    """
+
+    densities: dict[str, list[float]] = field(default_factory=dict)
+    kept: dict[str, list[float]] = field(default_factory=dict)
+    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 def breakeven(
@@ -42,7 +61,7 @@ def breakeven(
         model: any module; it is not changed, and runs without data where it can.
         inputs: one batch, or the tuple of arguments; sizes of layers follow from it.
         threads: that each form may use. One is measured in processor time, more in wall time.
-        seconds: to spend on timing; each form of each shape gets at least seven rounds even so.
+        seconds: to spend on timing; each figure comes from at least 15 rounds even so.
         forms: by name.
 
     Raises:
@@ -57,65 +76,101 @@ def breakeven(
     if not found.names:
         raise SecateurError("model: it runs no convolution and no linear layer, so none is timed.")
     watch, clock = stopwatch(threads)
-    share = seconds / (len(found.names) * len(forms))
     with threads_set(threads), torch.no_grad():
         meter = LoadMeter()
-        timed = [
-            time_layer(shape, tuple(names), forms, watch, share)
-            for shape, names in found.names.items()
-        ]
+        layers, rounds = time_layers(found.names, forms, watch, seconds)
         load = meter.read()
     return BreakEven(
-        layers=tuple(layer for layer, _ in timed),
+        layers=tuple(layers),
         forms={name: form.about for name, form in forms.items()},
         untimed=tuple(found.untimed),
         machine=doctor()["cpu"]["name"],
         torch=torch.__version__,
         threads=threads,
         clock=clock,
-        rounds=min(rounds for _, rounds in timed),
+        rounds=rounds,
         load=load,
     )
 
 
-def time_layer(
-    shape: Shape,
-    names: tuple[str, ...],
+def time_layers(
+    names: Mapping[Shape, Sequence[str]],
     forms: Mapping[str, Form],
     watch: Stopwatch,
     seconds: float,
-) -> tuple[Layer, int]:
-    """Time one shape in every form.
+) -> tuple[list[Layer], int]:
+    """Time shapes in every form.
 
     Args:
-        shape: what is timed.
-        names: of the layers that have it.
+        names: shape -> names of the layers that have it.
         forms: by name.
         watch: what times.
-        seconds: to spend on each form.
+        seconds: to spend on all of them.
 
     Returns:
-        The layer, and the fewest rounds that any of its figures comes from.
+        The layers, and the fewest rounds that any of their figures comes from.
     """
-    whole = dense(shape, 1.0, _generator()).run
-    curves, missing = dict[str, tuple[Point, ...]](), dict[str, str]()
-    dense_times, rounds = list[float](), list[int]()
+    trials = {shape: _try(shape, forms, watch) for shape in names}
+    share = seconds / (SITTINGS * sum(max(1, len(each.densities)) for each in trials.values()))
+    for seed in range(SITTINGS):
+        for shape, trial in trials.items():
+            _sit(shape, trial, forms, watch, share, seed)
+    rounds = [len(each) for trial in trials.values() for each in trial.rounds.values()]
+    return [_layer(shape, names[shape], trials[shape], forms) for shape in names], min(rounds)
+
+
+def _try(shape: Shape, forms: Mapping[str, Form], watch: Stopwatch) -> _Trial:
+    """Find out which forms a shape has, and down to which sparsity they are worth timing."""
+    trial = _Trial()
+    hopeless = HOPELESS * watch.once(dense(shape, 1.0, _generator()).run)
     for name, form in forms.items():
         try:
-            prepared = list(_prepared(shape, form, watch, HOPELESS * watch.once(whole)))
+            tried = list(_worthwhile(shape, form, watch, hopeless))
         except (UnsupportedError, RuntimeError, NotImplementedError) as error:
-            missing[name] = " ".join(str(error).split())[:160]
+            trial.missing[name] = " ".join(str(error).split())[:160]
             continue
-        times = list(watch.rounds([whole, *(run for _, run in prepared)], seconds))
-        dense_times += [sample[0] for sample in times]
-        rounds.append(len(times))
-        curves[name] = _curve(form, [density for density, _ in prepared], times)
-    if not dense_times:  # it has no other form; how long it takes still matters
-        dense_times = [sample[0] for sample in watch.rounds([whole], seconds)]
-        rounds.append(len(dense_times))
-    low, middle, high = _spread(dense_times)
-    layer = Layer(
-        names=names,
+        trial.densities[name] = [asked for asked, _ in tried]
+        trial.kept[name] = [kept for _, kept in tried]
+    return trial
+
+
+def _worthwhile(
+    shape: Shape, form: Form, watch: Stopwatch, hopeless: float
+) -> Iterator[tuple[float, float]]:
+    """Yield densities to ask for, and what is then kept, from sparse to dense."""
+    last = 0.0
+    for density in sorted(DENSITIES if form.prunes else (1.0,)):
+        layer = form.prepare(shape, density, _generator())
+        if form.exact and layer.density == 1:
+            return
+        if layer.density <= last:
+            continue
+        if watch.once(layer.run) > hopeless and last:
+            return
+        last = layer.density
+        yield density, last
+
+
+def _sit(
+    shape: Shape,
+    trial: _Trial,
+    forms: Mapping[str, Form],
+    watch: Stopwatch,
+    seconds: float,
+    seed: int,
+) -> None:
+    """Add rounds of every form; of the dense layer alone if there is no form."""
+    whole = dense(shape, 1.0, _generator(seed)).run
+    for name, densities in (trial.densities or {"": []}).items():
+        # only what runs is kept: the weight as torch holds it is needed no longer
+        runs = [forms[name].prepare(shape, each, _generator(seed)).run for each in densities]
+        trial.rounds.setdefault(name, []).extend(watch.rounds([whole, *runs], seconds))
+
+
+def _layer(shape: Shape, names: Sequence[str], trial: _Trial, forms: Mapping[str, Form]) -> Layer:
+    low, middle, high = _spread([each[0] for rounds in trial.rounds.values() for each in rounds])
+    return Layer(
+        names=tuple(names),
         kind="linear" if isinstance(shape, Linear) else "convolution",
         shape=str(shape),
         weights=shape.weights,
@@ -123,43 +178,23 @@ def time_layer(
         seconds=middle,
         low=low,
         high=high,
-        curves=curves,
-        missing=missing,
+        curves={
+            name: _curve(forms[name], kept, trial.rounds[name]) for name, kept in trial.kept.items()
+        },
+        missing=trial.missing,
     )
-    return layer, min(rounds)
-
-
-def _prepared(
-    shape: Shape, form: Form, watch: Stopwatch, hopeless: float
-) -> Iterator[tuple[float, Run]]:
-    """Yield (density, what runs) from sparse to dense, until it is too slow to pay.
-
-    The weight as torch holds it is dropped, so that no more than one copy of it is alive.
-    """
-    last, slow = 0.0, None
-    for density in sorted(DENSITIES if form.prunes else (1.0,)):
-        if form.exact and density == 1:
-            return
-        layer = form.prepare(shape, density, _generator())
-        if layer.density <= last or (form.exact and layer.density == 1):
-            continue
-        slow = watch.once(layer.run)
-        if last and slow > hopeless:
-            return
-        last = layer.density
-        yield last, layer.run
 
 
 def _curve(
-    form: Form, densities: Sequence[float], times: Sequence[Sequence[float]]
+    form: Form, densities: Sequence[float], rounds: Sequence[Sequence[float]]
 ) -> tuple[Point, ...]:
     points = []
     for column, density in enumerate(densities, start=1):
-        low, middle, high = _spread([sample[0] / sample[column] for sample in times])
-        seconds = statistics.median(sample[column] for sample in times)
+        low, middle, high = _spread([sample[0] / sample[column] for sample in rounds])
+        seconds = statistics.median(sample[column] for sample in rounds)
         points.append(Point(1 - density, seconds, middle, low, high))
     if form.exact:
-        points.append(Point(0.0, statistics.median(sample[0] for sample in times), 1.0, 1.0, 1.0))
+        points.append(Point(0.0, statistics.median(sample[0] for sample in rounds), 1.0, 1.0, 1.0))
     return tuple(reversed(points))
 
 
@@ -169,5 +204,5 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     return tenths[0], statistics.median(values), tenths[-1]
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(_SEED)
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.files import atomic
-from secateur.measure import BreakEven, Layer
+from secateur.measure import DENSITIES, BreakEven, Layer
 from secateur.report import charts, numbers
 
 SPARSITIES = (0.5, 0.75, 0.9, 0.95, 0.99)
@@ -46,7 +46,8 @@ def write_page(found: BreakEven, title: str, path: Path) -> None:
     body = (
         f"<header><h1>{escape(title)}: where sparsity starts to pay</h1>"
         f'<p class="soft">{escape(_how(found))}</p></header>{notes}'
-        f"<h2>Whole network</h2><figure>{_chart(found)}</figure>"
+        f"<h2>Whole network: speed-up over dense (pruning rate / speed-up)</h2>"
+        f'<figure style="max-width: 640px">{_chart(found)}</figure>'
         f"{_html_table(*_network(found))}"
         f"<h2>Layers: sparsity from which a form is faster than dense</h2>"
         f"{_html_table(*_layers(found))}"
@@ -73,7 +74,7 @@ def _network(found: BreakEven) -> tuple[_Row, list[_Row]]:
             cells += [""] * (len(SPARSITIES) - 1)
         else:
             cells = [
-                f"{numbers.times(found.speedup(form, at))} ({found.ppr(form, at):.3g})"
+                f"{numbers.times(found.speedup(form, at))} ({numbers.significant(found.ppr(form, at))})"
                 for at in SPARSITIES
             ]
         share = numbers.percent(found.covered(form), 0)
@@ -130,7 +131,7 @@ def _notes(found: BreakEven) -> list[str]:
         reasons = dict.fromkeys(each.missing[form] for each in found.layers if form in each.missing)
         for reason in reasons:
             names = [each.names[0] for each in found.layers if each.missing.get(form) == reason]
-            notes.append(f"{form} (– above, stays dense): {', '.join(names)}: {reason}.")
+            notes.append(f"{form} (–, stays dense): {', '.join(names)}: {reason}.")
     for other in found.untimed:
         size = "" if other.macs is None else f" ({numbers.count(other.macs)} MACs)"
         notes.append(f"Not timed: {other.operation}{size}.")
@@ -141,16 +142,13 @@ def _chart(found: BreakEven) -> str:
     """Draw the speed-up of the model over its pruning rate, a line for each form that prunes."""
     curves = []
     for colour, form in enumerate(found.forms, start=1):
-        at = sorted({each for layer in found.layers for each in layer.sparsities(form)})
-        if len(at) > 1:
-            points = [(1 / (1 - each), found.speedup(form, each)) for each in at]
+        if any(len(layer.curves.get(form, ())) > 1 for layer in found.layers):
+            points = [(1 / density, found.speedup(form, 1 - density)) for density in DENSITIES]
             curves.append(charts.Curve(form, points, colour))
     if not curves:
         return ""
     curves.sort(key=lambda curve: curve.points[-1][1])
-    return charts.curve_chart(
-        "Speed-up over dense", "weights per non-zero", curves, lambda value: f"{value:,.3g}x"
-    )
+    return charts.curve_chart("Speed-up over dense", "weights per non-zero", curves, numbers.ratio)
 
 
 def _table(title: str, head: _Row, rows: Iterable[_Row]) -> Table:

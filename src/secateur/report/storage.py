@@ -46,7 +46,7 @@ def break_even_chart(
     ]
     title = f"Structured ratio needed to tie, index by {encoding}"
     across = "weights per non-zero without structure"
-    return charts.standalone(charts.curve_chart(title, across, curves, _ratio))
+    return charts.standalone(charts.curve_chart(title, across, curves, numbers.ratio))
 
 
 def _by_encoding(total: Mapping[str, Any], title: str) -> Table:
@@ -104,8 +104,3 @@ def _by_layer(layers: Sequence[Mapping[str, Any]]) -> Table:
 
 def _as_storage(bound: Mapping[str, float]) -> dict[str, float]:
     return {**bound, "index": bound["support"], "metadata": 0.0}
-
-
-def _ratio(number: float) -> str:
-    """Write a ratio on an axis: ``0.1x``, ``10x``, ``75.9x``, ``1,000x``."""
-    return f"{float(f'{number:.3g}'):,g}x"
