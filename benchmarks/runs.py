@@ -1,115 +1,70 @@
-"""Runs of `secateur compress`, several side by side, resumable; and where their results are kept.
+"""Runs of recipes with several seeds, side by side, resumable; and where their results are kept.
 
     python benchmarks/runs.py lenet5-mnist-348x lenet5-mnist-binary --seeds 0 1 2 --jobs 2
 
 runs each recipe with each seed in runs/RECIPE-seedN, skips what is finished, continues what was
-stopped, and copies report and packed file to benchmarks/results.
+stopped, and copies report and packed file to benchmarks/results. Unlike `secateur compare` it takes
+any recipes, of whatever task and length, and each run trains its own dense network.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import statistics
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+
+from secateur.comparison.crew import run_all
+from secateur.comparison.jobs import Job
+from secateur.comparison.statistics import Statistic
+from secateur.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RUNS = ROOT / "runs"
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a recipe.
-
-    Attributes:
-        name: of its folder in ``runs``.
-        recipe: name of a file in ``recipes``, without the ending.
-        changes: key of the recipe to value, as ``--set`` takes them.
-    """
-
-    name: str
-    recipe: str
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        return RUNS / self.name
-
-    def report(self) -> dict[str, Any]:
-        """Return the report of a finished run."""
-        content: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
-        return content
-
-    def finish(self) -> Path:
-        """Run, go on where it was stopped, or do nothing if it is finished; return the folder."""
-        if (self.folder / "report.json").exists():
-            return self.folder
-        command = [sys.executable, "-m", "secateur", "compress", f"recipes/{self.recipe}.yaml"]
-        command += ["--out", str(self.folder)]
-        for key, value in {"train.threads": 1, **self.changes}.items():
-            command += ["--set", f"{key}={json.dumps(value)}"]
-        if (self.folder / "checkpoint" / "state.pt").exists():
-            command.append("--resume")
-        RUNS.mkdir(exist_ok=True)
-        with open(RUNS / f"{self.name}.log", "a") as log:
-            environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        if done.returncode:
-            raise SystemExit(f"{self.name} failed, see {RUNS / self.name}.log")
-        print(self.name, f"{self.report()['accuracy']['compressed']:.4f}", flush=True)
-        return self.folder
+def job(recipe: str, seed: int) -> Job:
+    """Return the run of a file in ``recipes``, named without its ending, with a seed."""
+    name = f"{recipe}-seed{seed}"
+    changes = [f"train.seed={seed}", "train.threads=1"]
+    return Job(name, RUNS / name, load_recipe(ROOT / "recipes" / f"{recipe}.yaml", changes))
 
 
-def finish_all(runs: Sequence[Run], jobs: int) -> None:
-    """Finish runs, ``jobs`` at a time, one thread each."""
-    with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(Run.finish, runs):
-            pass
-
-
-def keep(run: Run, name: str) -> None:
-    """Copy a finished run's report and packed file to the results."""
+def keep(run: Job) -> dict[str, Any]:
+    """Copy a finished run's report and packed file to the results; return the report."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(run.report(), indent=1))
-    shutil.copyfile(run.folder / "model.secateur", RESULTS / f"{name}.secateur")
+    report: dict[str, Any] = json.loads((run.folder / "report.json").read_text())
+    (RESULTS / f"{run.name}.json").write_text(json.dumps(report, indent=1))
+    shutil.copyfile(run.folder / "model.secateur", RESULTS / f"{run.name}.secateur")
+    return report
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the sample standard deviation (0 for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def percent(values: Sequence[float]) -> str:
+    """Write fractions of 1 as percent: their mean and standard deviation."""
+    found = Statistic.of(100 * value for value in values)
+    return f"{found.mean:.2f} ± {found.deviation:.2f}"
 
 
-def table(recipes: Mapping[str, Sequence[Run]]) -> str:
-    """Return a Markdown table with one line per recipe, over its seeds."""
-    lines = [
-        "| recipe | seeds | dense, test % | compressed, test % | weights | file, bytes | file |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, runs in recipes.items():
-        reports = [run.report() for run in runs]
-        cells = []
-        for network in ("dense", "compressed"):
-            scores = [100 * report["accuracy"][network] for report in reports]
-            cells.append("{:.2f} ± {:.2f}".format(*mean_and_deviation(scores)))
-        ratios = [
-            statistics.fmean(report["ratio"][kind] for report in reports)
-            for kind in ("weights", "file")
-        ]
-        sizes = ", ".join(f"{report['storage']['file']['packed']:,}" for report in reports)
-        lines.append(
-            f"| {name} | {len(runs)} | {cells[0]} | {cells[1]} | {ratios[0]:.4g}x | {sizes} | "
-            f"{ratios[1]:.4g}x |"
-        )
-    return "\n".join(lines)
+def row(name: str, reports: Sequence[dict[str, Any]]) -> str:
+    """Return the line of a Markdown table for a recipe over its seeds."""
+    dense, compressed = (
+        percent([report["accuracy"][network] for report in reports])
+        for network in ("dense", "compressed")
+    )
+    weights, file = (
+        Statistic.of(report["ratio"][kind] for report in reports).mean
+        for kind in ("weights", "file")
+    )
+    sizes = ", ".join(f"{report['storage']['file']['packed']:,}" for report in reports)
+    return (
+        f"| {name} | {len(reports)} | {dense} | {compressed} | {weights:.4g}x | {sizes} | "
+        f"{file:.4g}x |"
+    )
 
 
 def main() -> None:
@@ -121,15 +76,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     options = parser.parse_args()
-    runs = {
-        recipe: [Run(f"{recipe}-seed{s}", recipe, {"train.seed": s}) for s in options.seeds]
-        for recipe in options.recipes
-    }
-    finish_all([each for several in runs.values() for each in several], options.jobs)
-    for several in runs.values():
-        for each in several:
-            keep(each, each.name)
-    print(table(runs))
+    runs = {recipe: [job(recipe, seed) for seed in options.seeds] for recipe in options.recipes}
+    everything = [each for several in runs.values() for each in several]
+    failed = run_all(everything, jobs=options.jobs, console=Console())
+    print(
+        "| recipe | seeds | dense, test % | compressed, test % | weights | file, bytes | file |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for recipe, several in runs.items():
+        reports = [keep(each) for each in several if each.finished]
+        if reports:
+            print(row(recipe, reports))
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

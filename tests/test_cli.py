@@ -27,7 +27,8 @@ def test_version() -> None:
 
 def test_help_shows_examples_of_every_command_that_takes_an_argument() -> None:
     assert "secateur compress recipes/lenet5-digits.yaml" in run("--help").stdout
-    for command in (["compress"], ["inspect"], ["platforms"], ["energy"], ["data", "get"]):
+    commands = ("compress", "compare", "inspect", "breakeven", "platforms", "energy", "data get")
+    for command in map(str.split, commands):
         assert "Examples:" in run(*command, "--help").stdout
 
 

@@ -3,6 +3,7 @@
     import secateur as sc
 
     result = sc.compress(task, recipe, out="runs/lenet5")
+    comparison = sc.compare(task, [recipe, other_recipe], out="runs/compare")
     cost = sc.inspect(model, example_input, bits=(8, 8))
     joules = sc.energy(model, example_input, bits=(8, 8)).joules
     model = sc.load("runs/lenet5/model.secateur")
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from secateur import channels, methods, sets
     from secateur.artifact.onnx import export_onnx
     from secateur.artifact.packed import load
+    from secateur.comparison.compare import Comparison, compare
     from secateur.compression import Result, compress
     from secateur.cost import inspect
     from secateur.cost.energy import energy
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from secateur.task import Task
 
 __all__ = [
+    "Comparison",
     "Plan",
     "Recipe",
     "Result",
@@ -38,6 +41,7 @@ __all__ = [
     "__version__",
     "build_plan",
     "channels",
+    "compare",
     "compress",
     "energy",
     "export_onnx",
@@ -49,12 +53,14 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "secateur.comparison.compare",
     "Plan": "secateur.plan",
     "Recipe": "secateur.recipe",
     "Result": "secateur.compression",
     "SecateurError": "secateur.errors",
     "Task": "secateur.task",
     "build_plan": "secateur.plan",
+    "compare": "secateur.comparison.compare",
     "compress": "secateur.compression",
     "energy": "secateur.cost.energy",
     "export_onnx": "secateur.artifact.onnx",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
@@ -36,6 +37,10 @@ from secateur.report.terminal import print_report
 from secateur.task import Task
 
 REPORT = "report.json"
+RECIPE = "recipe.yaml"
+
+DENSE_KEYS = ("model", "model_args", "weights", "data", "train")
+"""Keys of a recipe that decide what its dense network is."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def compress(
     out: str | Path,
     resume: bool = False,
     console: Console | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Compress a network as a recipe says.
 
@@ -71,6 +77,7 @@ def compress(
         out: folder for everything that is written.
         resume: continue the run in ``out`` that was stopped.
         console: where progress and the report are printed; None prints nothing.
+        progress: shows the training; by default bars on the console.
 
     Raises:
         RecipeError: the recipe asks for what cannot be.
@@ -78,7 +85,7 @@ def compress(
         SecateurError: anything else a user can cause.
     """
     started = time.perf_counter()
-    recipe = load_recipe(_completed(recipe, task))
+    recipe = load_recipe(completed(recipe, task))
     folder = Path(out)
     accelerator = Accelerator()
     main = accelerator.is_main_process
@@ -87,10 +94,7 @@ def compress(
     console = console if console and main else Console(quiet=True)
     if recipe.export.onnx:
         onnx.require()
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-    set_seed(recipe.train.seed)
-    task = task or _build_task(recipe)
+    task = _begin(task, recipe)
     if recipe.weights:
         load_dense(task.model, Path(recipe.weights))
     plans = [_plan(task, recipe, number) for number in range(len(recipe.stages))]
@@ -100,19 +104,18 @@ def compress(
     if main:
         if not resume:
             _clear(folder)
-        _write_text(folder / "recipe.yaml", recipe.to_yaml())
+        _write_text(folder / RECIPE, recipe.to_yaml())
         if recipe.weights:
             save_dense(task.model, checkpoints / checkpoint.DENSE)
     accelerator.wait_for_everyone()
 
     course = Course(task, recipe, plans, checkpoints, main, console)
-    identity = hashlib.sha256(recipe.to_yaml().encode()).hexdigest()
     trainer = Trainer(
         task,
         recipe.train,
         checkpoints,
-        identity,
-        Progress(console),
+        _identity(recipe.to_yaml()),
+        progress or Progress(console),
         accelerator,
         teacher=course.dense,
     )
@@ -127,7 +130,59 @@ def compress(
     return Result(folder, json.loads((folder / REPORT).read_text()), task.model)
 
 
-def _completed(recipe: Any, task: Task | None) -> Any:
+def train_dense(
+    task: Task | None, recipe: Recipe, *, out: str | Path, progress: Progress | None = None
+) -> Path:
+    """Train the dense network that a recipe starts from, and no more; continue if stopped.
+
+    Args:
+        task: model and data; None builds both from the recipe.
+        recipe: of which only :func:`dense_part` is read.
+        out: folder for ``recipe.yaml`` (that part), the checkpoint, and the weights.
+        progress: shows the training; by default nothing does.
+
+    Returns:
+        The file of the weights, which recipes of the same task can name in ``weights``.
+
+    Raises:
+        SecateurError: the folder belongs to another task, or training diverged.
+    """
+    folder, asked = Path(out), dense_part(recipe)
+    task = _begin(task, recipe)
+    _write_text(folder / RECIPE, asked)
+    trainer = Trainer(
+        task,
+        recipe.train,
+        folder / checkpoint.FOLDER,
+        _identity(asked),
+        progress or Progress(Console(quiet=True)),
+        Accelerator(),
+        teacher=lambda: task.model,
+    )
+    trainer.run([_dense_segment(recipe)], resume=True)
+    save_dense(task.model, folder / checkpoint.DENSE)
+    return folder / checkpoint.DENSE
+
+
+def dense_part(recipe: Recipe) -> str:
+    """Return, as YAML, what a recipe says about its dense network: task and training."""
+    content = recipe.to_dict()
+    return yaml.safe_dump({key: content[key] for key in DENSE_KEYS}, sort_keys=False)
+
+
+def _begin(task: Task | None, recipe: Recipe) -> Task:
+    """Set threads and seed, and only then build a task that is not given."""
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    set_seed(recipe.train.seed)
+    return task or build_task(recipe)
+
+
+def _identity(asked: str) -> str:
+    return hashlib.sha256(asked.encode()).hexdigest()
+
+
+def completed(recipe: Any, task: Task | None) -> Any:
     """Fill in the keys that a task stands for."""
     if task is None or not isinstance(recipe, Mapping):
         return recipe
@@ -173,7 +228,7 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def _build_task(recipe: Recipe) -> Task:
+def build_task(recipe: Recipe) -> Task:
     """Build model and data from what the recipe names."""
     model = build(recipe.model, recipe.model_args)
     splits = data.load(recipe.data.name, root=recipe.data.root, **recipe.data.args)
@@ -220,7 +275,7 @@ def _plan(task: Task, recipe: Recipe, number: int) -> Plan:
 
 def _segments(recipe: Recipe, plans: Sequence[Plan]) -> list[Segment]:
     """Return dense training, unless trained weights are given, and every stage's phases."""
-    segments = [] if recipe.weights else [Segment(Phase("train", recipe.train.epochs))]
+    segments = [] if recipe.weights else [_dense_segment(recipe)]
     for number, (stage, plan) in enumerate(zip(recipe.stages, plans, strict=True)):
         method = METHODS[stage.method](plan, **stage.options.model_dump())
         phases = method.phases()
@@ -229,3 +284,7 @@ def _segments(recipe: Recipe, plans: Sequence[Plan]) -> list[Segment]:
             for at, phase in enumerate(phases)
         ]
     return segments
+
+
+def _dense_segment(recipe: Recipe) -> Segment:
+    return Segment(Phase("train", recipe.train.epochs))

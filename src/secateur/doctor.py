@@ -13,13 +13,25 @@ import torch
 
 from secateur._version import __version__
 
-REQUIRED = ("torch", "accelerate", "numpy", "pydantic", "pyyaml", "rich", "safetensors", "typer")
+REQUIRED = (
+    "torch",
+    "accelerate",
+    "numpy",
+    "psutil",
+    "pydantic",
+    "pyyaml",
+    "rich",
+    "safetensors",
+    "typer",
+)
 OPTIONAL = {
     "onnx": 'pip install "secateur[onnx]"',
     "onnxscript": 'pip install "secateur[onnx]"',
     "onnxruntime": 'pip install "secateur[onnx]"',
     "scikit-learn": 'pip install "secateur[data]"',
     "torchvision": 'pip install "secateur[vision]"',
+    "ray": 'pip install "secateur[compare]"',
+    "scipy": 'pip install "secateur[measure]"',
     "openvino": "pip install openvino",
     "zeus": 'pip install "secateur[energy]"',
 }

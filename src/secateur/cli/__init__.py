@@ -15,11 +15,11 @@ from typer.core import TyperGroup
 from secateur._version import __version__
 from secateur.cli import modelled
 from secateur.cli.shared import (
-    TARGET_HELP,
     ActivationBits,
     AsJson,
     FirstLastBits,
     InputShape,
+    Target,
     Trust,
     WeightBits,
     examples,
@@ -34,6 +34,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 INTERRUPTED = 130
 """Exit code of a program that Ctrl-C ended."""
 
+FAILED = 1
+"""Exit code of a comparison of which some run failed."""
+
+_HOW_TO_CONTINUE = {
+    "compress": " Continue with the same command and --resume.",
+    "compare": " Continue with the same command.",
+}
+
 
 class Group(TyperGroup):
     """Turns errors that a user can cause into a short message and exit code 2."""
@@ -43,8 +51,7 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            compressing = ctx.invoked_subcommand == "compress"
-            hint = " Continue with the same command and --resume." if compressing else ""
+            hint = _HOW_TO_CONTINUE.get(ctx.invoked_subcommand or "", "")
             typer.echo(f"\nsecateur: interrupted.{hint}", err=True)
             raise typer.Exit(INTERRUPTED) from error
         except (SecateurError, OSError) as error:
@@ -130,6 +137,69 @@ def compress(
 
 @app.command(
     epilog=examples(
+        "secateur compare recipes/compare/*.yaml --out runs/compare",
+        "secateur compare admm.yaml gmp.yaml --out runs/two --seeds 0,1 --jobs 2 --margin 1",
+        "RAY_ADDRESS=auto secateur compare admm.yaml gmp.yaml --out /shared/two",
+    )
+)
+def compare(
+    recipes: Annotated[
+        list[Path], typer.Argument(help="Recipe files (YAML), two or more.", show_default=False)
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write; give it again to continue.", show_default=False)
+    ],
+    seeds: Annotated[
+        str, typer.Option(metavar="0,1,2", help="Seeds that each recipe is run with.")
+    ] = "0,1,2",
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time; by default one for each core.", show_default=False),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="Points of validation accuracy that count as equal to dense.")
+    ] = 0.5,
+    platforms: Annotated[
+        list[str] | None,
+        typer.Option("--platform", help="YAML file of one more platform to judge; repeatable."),
+    ] = None,
+    measure: Annotated[
+        float, typer.Option(help="Seconds to time layers on this machine; 0 for not at all.")
+    ] = 90.0,
+    allow_unequal: Annotated[
+        bool, typer.Option("--allow-unequal", help="Compare recipes of different total epochs.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one key of every recipe; repeatable."
+        ),
+    ] = None,
+) -> None:
+    """Run several recipes on one task, trained alike, and say what pays where."""
+    from secateur.cli.tables import console
+    from secateur.cli.target import whole_numbers
+    from secateur.comparison.compare import compare as run
+    from secateur.recipe import load_recipe
+
+    done = run(
+        None,
+        [load_recipe(each, overrides or ()) for each in recipes],
+        out=out,
+        seeds=whole_numbers(seeds, "--seeds"),
+        jobs=jobs,
+        margin=margin,
+        platforms=platforms or (),
+        measure=measure,
+        allow_unequal=allow_unequal,
+        console=console(),
+    )
+    if done.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command(
+    epilog=examples(
         "secateur inspect runs/demo",
         "secateur inspect runs/demo --encodings",
         "secateur inspect torchvision.models:resnet18 --input 1x3x224x224 --json",
@@ -137,7 +207,7 @@ def compress(
     )
 )
 def inspect(
-    target: Annotated[str, typer.Argument(help=TARGET_HELP, show_default=False)],
+    target: Target,
     encodings: Annotated[
         bool,
         typer.Option("--encodings", help="Also what its weights take as platforms encode them."),
@@ -172,6 +242,43 @@ def inspect(
     console.print(cost_table(measured, target))
     if storage:
         console.print("", storage_tables(storage))
+
+
+@app.command(
+    epilog=examples(
+        "secateur breakeven torchvision.models:resnet18 --input 1x3x224x224",
+        "secateur breakeven runs/demo --threads 2 --out breakeven.html",
+    )
+)
+def breakeven(
+    target: Target,
+    input_shape: InputShape = None,
+    threads: Annotated[
+        int, typer.Option(help="Threads of each form; 1 is disturbed least by other programs.")
+    ] = 1,
+    seconds: Annotated[float, typer.Option(help="Time to spend on measuring.")] = 90.0,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Page to write, with a chart.", metavar="FILE.html", show_default=False),
+    ] = None,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure from which sparsity pruned and quantized layers are faster on this machine."""
+    from secateur import measure
+    from secateur.cli.tables import console
+    from secateur.cli.target import example_input, open_target
+    from secateur.report.breakeven import breakeven_tables, write_page
+
+    opened = open_target(target, trust)
+    inputs = example_input(input_shape or opened.input_shape)
+    found = measure.breakeven(opened.model, inputs, threads, seconds)
+    if out is not None:
+        write_page(found, target, out)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        console().print(breakeven_tables(found, target))
 
 
 @app.command()

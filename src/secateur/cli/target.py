@@ -1,4 +1,4 @@
-"""What commands look at: a packed file, the folder of a run, or a ``module:callable``."""
+"""What users name on the command line: a network, the shape of its input, whole numbers."""
 
 from __future__ import annotations
 
@@ -126,3 +126,14 @@ def example_input(shape: str | None) -> Tensor:
     if torch.Size(sizes).numel() > 2**30:
         raise SecateurError(f"--input: '{shape}' has over 2^30 elements; give a smaller one.")
     return torch.zeros(sizes)
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """Return whole numbers written like ``0,1,2``.
+
+    Raises:
+        SecateurError: the text is something else.
+    """
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+        raise SecateurError(f"{option}: '{text}' should be whole numbers, for example 0,1,2.")
+    return [int(number) for number in text.split(",")]

@@ -38,6 +38,31 @@ class View(NamedTuple):
     offset: int
 
 
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that an operation was given: its shape, and whether it is a parameter."""
+
+    shape: tuple[int, ...]
+    parameter: bool
+
+
+@dataclass(frozen=True)
+class Product:
+    """One execution of an operation that multiplies.
+
+    Attributes:
+        module: name of the module that it counts for.
+        operation: name of the ATen operation, such as ``convolution`` or ``addmm``.
+        arguments: positional arguments in the order of its schema, tensors as :class:`Operand`.
+        macs: its multiply-accumulates.
+    """
+
+    module: str
+    operation: str
+    arguments: tuple[Any, ...]
+    macs: int
+
+
 @dataclass
 class Profile:
     """What one forward pass did.
@@ -51,6 +76,7 @@ class Profile:
         entered: names of all modules that ran, in the order of first entry.
         last: name of the module of the last counted operation, or None.
         uncounted: names of operations that are neither counted nor free.
+        products: every counted operation, in the order of execution.
     """
 
     macs: dict[str, int] = field(default_factory=dict)
@@ -60,6 +86,7 @@ class Profile:
     entered: dict[str, None] = field(default_factory=dict)
     last: str | None = None
     uncounted: dict[str, None] = field(default_factory=dict)
+    products: list[Product] = field(default_factory=list)
 
 
 def profile(model: nn.Module, inputs: tuple[Any, ...]) -> Profile:
@@ -201,6 +228,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             _add(self.profile.inputs, name, self._read(args))
             _add(self.profile.outputs, name, out.numel())
             self.profile.last = name
+            operation = func._overloadpacket.__name__
+            arguments = tuple(tree_map(_on_tensors(self._operand), args))
+            self.profile.products.append(Product(name, operation, arguments, macs))
         elif not free:
             self.profile.uncounted.setdefault(str(func._overloadpacket))
         return out
@@ -208,6 +238,9 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _made_of_weights(self, arguments: tuple[Any, ...]) -> bool:
         tensors = [value for value in tree_leaves(arguments) if isinstance(value, Tensor)]
         return bool(tensors) and all(_storage(value) in self._holders for value in tensors)
+
+    def _operand(self, value: Tensor) -> Operand:
+        return Operand(tuple(value.shape), _storage(value) in self._holders)
 
     def _read(self, arguments: tuple[Any, ...]) -> int:
         """Count the elements of the tensors that are neither in a module nor made of such."""

@@ -44,6 +44,27 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """One point of a scatter chart, with the standard deviation of both its coordinates.
+
+    Attributes:
+        label: what is written beside it; short.
+        name: for its tooltip.
+        x: a positive number.
+        y: any number.
+        spread: of x and of y.
+        colour: number of a colour class, from 1.
+    """
+
+    label: str
+    name: str
+    x: float
+    y: float
+    spread: Point
+    colour: int
+
+
+@dataclass(frozen=True)
 class Bar:
     """One row of a bar chart: parts, laid end to end, and what is written behind them."""
 
@@ -157,6 +178,67 @@ def curve_chart(
     return _svg(title, summary, bottom + 46, parts)
 
 
+def scatter_chart(
+    title: str,
+    marks: Sequence[Mark],
+    front: Sequence[int],
+    write_x: Callable[[float], str],
+    write_y: Callable[[float], str],
+) -> str:
+    """Draw points with error bars over a logarithmic axis of costs, and the front of the best.
+
+    Args:
+        title: what the horizontal axis shows.
+        marks: points.
+        front: positions in ``marks`` of those that nothing is better than, by rising x. A line of
+            steps joins them: the highest y to be had for each x.
+        write_x: how a value of the horizontal axis is written.
+        write_y: how a value of the vertical axis is written.
+    """
+    across = [
+        x for mark in marks for x in (mark.x, mark.x + mark.spread[0], mark.x - mark.spread[0])
+    ]
+    left, right, columns = _rounded([x for x in across if x > 0])
+    ends = [mark.y + sign * mark.spread[1] for mark in marks for sign in (-1, 1)]
+    low, high, rows = _linear(min(ends), max(ends))
+    edge, bottom = WIDTH - _RIGHT, _TOP + _PLOT_HEIGHT
+
+    def place(x: float, y: float) -> Point:
+        share = math.log(max(x, left) / left) / math.log(right / left)
+        return _LEFT + share * (edge - _LEFT), bottom - (y - low) / (high - low) * _PLOT_HEIGHT
+
+    parts = []
+    for tick in rows:
+        y = place(left, tick)[1]
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{edge}" {_both("y", y)}/>')
+        parts.append(_text(_LEFT - 8, y + 4, write_y(tick), "end"))
+    for tick in columns:
+        x = place(tick, low)[0]
+        parts.append(f'<line class="grid" y1="{_TOP}" y2="{bottom}" {_both("x", x)}/>')
+        parts.append(_text(x, bottom + 20, write_x(tick), "middle"))
+    corners = [place(marks[at].x, marks[at].y) for at in front]
+    steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in corners[1:])
+    x, y = corners[0]
+    parts.append(f'<path class="front" d="M{x:.1f} {bottom}V{y:.1f}{steps}H{edge}"/>')
+    taken: list[Point] = []
+    for mark in marks:
+        (x, y), (dx, dy) = place(mark.x, mark.y), mark.spread
+        (x1, y1), (x2, y2) = place(mark.x - dx, mark.y - dy), place(mark.x + dx, mark.y + dy)
+        bars = f"M{x1:.1f} {y:.1f}H{x2:.1f}M{x:.1f} {y1:.1f}V{y2:.1f}"
+        hint = f"{mark.name}: {write_y(mark.y)} at {write_x(mark.x)}"
+        parts.append(
+            f'<g class="c{mark.colour}"><title>{escape(hint)}</title><path class="spread" '
+            f'd="{bars}"/><circle cx="{x:.1f}" cy="{y:.1f}" r="4.5"/></g>'
+        )
+        crowded = any(abs(x - a) < 18 and abs(y - b) < 14 for a, b in taken)
+        taken.append((x, y))
+        side, anchor = (-7, "end") if crowded else (7, "start")
+        parts.append(_text(x + side, y - 7, mark.label, anchor))
+    summary = "; ".join(f"{m.name} {write_y(m.y)} at {write_x(m.x)}" for m in marks)
+    best = ", ".join(marks[at].name for at in front)
+    return _svg(title, f"{summary}. Pareto front: {best}.", bottom + _BOTTOM, parts)
+
+
 def standalone(svg: str) -> str:
     """Return a chart as the text of an SVG file, with the colours of the page in it."""
     style = files("secateur.report").joinpath("page.css").read_text(encoding="utf-8")
@@ -240,6 +322,19 @@ def _decades(low: float, high: float) -> tuple[float, float, list[float]]:
     last = max(math.ceil(math.log10(high)), first + 1)
     every = math.ceil((last - first) / 6)
     return 10.0**first, 10.0**last, [10.0**power for power in range(first, last + 1, every)]
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, float, list[float]]:
+    """Return limits around positive numbers with some air, and round ticks between: 1, 2, 5, 10."""
+    low, high = min(values) / 1.3, max(values) * 1.5
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    fine = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    decades = [10.0**power for power in powers]
+    ticks = [
+        [tick for tick in each if low <= tick <= high]
+        for each in (fine, decades, decades[::2], decades[::4])
+    ]
+    return low, high, next((each for each in ticks if len(each) <= 6), ticks[-1])
 
 
 def _from_to(

@@ -37,6 +37,11 @@ def times(ratio: float | None) -> str:
     return "–" if ratio is None else f"{significant(ratio)}x"
 
 
+def ratio(number: float) -> str:
+    """Write a ratio on an axis, as short as it goes: ``0.1x``, ``10x``, ``75.9x``, ``1,000x``."""
+    return f"{float(f'{number:.3g}'):,g}x"
+
+
 def percent(fraction: float | None, digits: int = 2) -> str:
     """Write a fraction of 1 as ``98.92 %``; a missing one as a dash."""
     return "–" if fraction is None else f"{100 * fraction:.{digits}f} %"

@@ -72,7 +72,7 @@ def break_even_chart(
     ]
     title = f"Structured ratio needed to tie, index by {encoding}"
     across = "weights per non-zero without structure"
-    return charts.standalone(charts.curve_chart(title, across, curves, _ratio))
+    return charts.standalone(charts.curve_chart(title, across, curves, numbers.ratio))
 
 
 def of_report(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,8 +117,3 @@ def _table(storage: Mapping[str, Any], title: str) -> Table:
         if name not in storage["refused"]:
             table.add_row(*map(escape, row(name, bits, storage)))
     return table
-
-
-def _ratio(number: float) -> str:
-    """Write a ratio on an axis: ``0.1x``, ``10x``, ``75.9x``, ``1,000x``."""
-    return f"{float(f'{number:.3g}'):,g}x"

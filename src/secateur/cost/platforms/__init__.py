@@ -3,7 +3,7 @@
 from secateur.cost.platforms.assess import Assessment, assess, narrowed
 from secateur.cost.platforms.model import Platform, load_platform
 from secateur.cost.platforms.roofline import Comparison, LayerTime, Timing, compare, timing
-from secateur.cost.platforms.verdict import Verdict, break_even, verdict
+from secateur.cost.platforms.verdict import Verdict, break_even, first_paying, verdict
 from secateur.cost.shipped import shipped
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "assess",
     "break_even",
     "compare",
+    "first_paying",
     "load_platform",
     "narrowed",
     "platform_names",

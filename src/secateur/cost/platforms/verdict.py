@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,9 +80,21 @@ def break_even(
     network given. An index keeps the bits per non-zero that it has there. None if no sparsity is
     enough.
     """
+    return first_paying(lambda network: compare(platform, dense, network).speedup, dense, pruned)
+
+
+def first_paying(
+    speedup: Callable[[Sequence[LayerWork]], float],
+    dense: Sequence[LayerWork],
+    pruned: Sequence[LayerWork],
+) -> float | None:
+    """Return the sparsity at which a speed-up, given as a function, first exceeds 1.
+
+    The way from the dense to the pruned network and beyond is that of :func:`break_even`.
+    """
 
     def pays(exponent: float) -> bool:
-        return compare(platform, dense, _at(pruned, exponent)).speedup > _GAIN
+        return speedup(_at(pruned, exponent)) > _GAIN
 
     low, high = 0.0, 1.0
     while not pays(high):
