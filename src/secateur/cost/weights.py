@@ -32,7 +32,7 @@ def _matrix(module: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def held(module: nn.Module, name: str) -> Tensor:
-    """Return a tensor of a module as it computes with it in evaluation mode, detached."""
+    """Return a tensor of a module as it computes with it in evaluation mode."""
     if parametrize.is_parametrized(module, name):
         module = copy.deepcopy(module).eval()  # some parametrizations keep state as they train
-    return getattr(module, name).detach()  # type: ignore[no-any-return]
+    return getattr(module, name)  # type: ignore[no-any-return]
