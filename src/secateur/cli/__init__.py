@@ -15,11 +15,11 @@ from typer.core import TyperGroup
 from secateur._version import __version__
 from secateur.cli import modelled
 from secateur.cli.shared import (
-    TARGET_HELP,
     ActivationBits,
     AsJson,
     FirstLastBits,
     InputShape,
+    Target,
     Trust,
     WeightBits,
     examples,
@@ -137,7 +137,7 @@ def compress(
     )
 )
 def inspect(
-    target: Annotated[str, typer.Argument(help=TARGET_HELP, show_default=False)],
+    target: Target,
     encodings: Annotated[
         bool,
         typer.Option("--encodings", help="Also what its weights take as platforms encode them."),

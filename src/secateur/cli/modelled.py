@@ -12,6 +12,7 @@ from secateur.cli.shared import (
     AsJson,
     FirstLastBits,
     InputShape,
+    Target,
     Trust,
     WeightBits,
     examples,
@@ -87,7 +88,7 @@ def platforms(
     )
 )
 def energy(
-    target: Annotated[str, typer.Argument(help=TARGET_HELP, show_default=False)],
+    target: Target,
     node: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="Technology node, or YAML file of your own.")
     ] = "45nm",

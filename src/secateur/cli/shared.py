@@ -9,6 +9,7 @@ import typer
 
 TARGET_HELP = "Folder of a run, packed file, or module:callable."
 
+Target = Annotated[str, typer.Argument(help=TARGET_HELP, show_default=False)]
 InputShape = Annotated[
     str | None,
     typer.Option("--input", metavar="1x3x224x224", help="Shape of one input batch."),
