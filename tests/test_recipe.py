@@ -163,7 +163,7 @@ def test_a_map_of_sets_can_be_overridden_key_by_key(recipe_file: Path) -> None:
     assert recipe.stages[0].target == Column(density=0.2) & Filter(density=0.4)
 
 
-SHIPPED = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
 BASELINES = [path for path in SHIPPED if path.stem.endswith("-gmp")]
 
 
@@ -183,7 +183,8 @@ def test_shipped_recipes_fit_their_models(path: Path) -> None:
 @pytest.mark.parametrize("path", BASELINES, ids=lambda path: path.stem)
 def test_the_baseline_gets_the_same_training(path: Path) -> None:
     baseline = load_recipe(path)
-    other = load_recipe(path.with_name(path.name.replace("-gmp", "-admm")))
+    named = [path.with_name(path.name.replace("-gmp", end)) for end in ("-admm", "")]
+    other = load_recipe(next(each for each in named if each.exists()))
     assert baseline.train == other.train
     assert [epochs(stage) for stage in baseline.stages] == [epochs(s) for s in other.stages]
     assert [stage.sets for stage in baseline.stages] == [stage.sets for stage in other.stages]
