@@ -47,7 +47,10 @@ def test_doctor() -> None:
     assert torch.__version__.startswith(facts["packages"]["torch"].partition("+")[0])
     assert facts["cpu"]["usable_cores"] >= 1
     assert set(facts["optional"]["openvino"]) == {"version", "install"}
-    assert "torch" in run("doctor").stdout
+    assert facts["kernels"]["nm"]["version"] in ("AVX2", "portable", None)
+    table = run("doctor").stdout
+    assert "torch" in table
+    assert "N:M kernel" in table
 
 
 def test_methods() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from secateur._version import __version__
+from secateur.kernels import native
 
 REQUIRED = (
     "torch",
@@ -49,7 +50,8 @@ def doctor() -> dict[str, Any]:
     """Return the facts that a bug report or a benchmark needs, as plain data.
 
     Keys: ``secateur``, ``python``, ``platform`` (text); ``packages`` (version by name);
-    ``optional`` (version or None, and the command that installs it); ``cpu``; ``accelerators``.
+    ``optional`` (version or None, and the command that installs it); ``kernels`` (likewise; the
+    version is the instructions that are used); ``cpu``; ``accelerators``.
     """
     return {
         "secateur": __version__,
@@ -60,6 +62,7 @@ def doctor() -> dict[str, Any]:
             name: {"version": _version(name), "install": command}
             for name, command in OPTIONAL.items()
         },
+        "kernels": {"nm": native.facts()},
         "cpu": _cpu(),
         "accelerators": _accelerators(),
     }

@@ -74,6 +74,9 @@ def print_doctor(facts: dict[str, Any], console: Console) -> None:
     table.add_row("instructions", " ".join(cpu["instructions"]) or "unknown")
     table.add_row("torch on it", f"{cpu['torch_capability']}, {cpu['torch_threads']} threads")
     table.add_row("accelerators", ", ".join(facts["accelerators"]) or "none; the CPU is used")
+    nm = facts["kernels"]["nm"]
+    slow = f"[yellow]PyTorch, slower; with a C++ compiler here: {nm['install']}[/yellow]"
+    table.add_row("N:M kernel", f"compiled, {nm['version']}" if nm["version"] else slow)
     for name, each in facts["optional"].items():
         missing = f"[yellow]not installed: {each['install'].replace('[', chr(92) + '[')}[/yellow]"
         table.add_row(name, each["version"] or missing)

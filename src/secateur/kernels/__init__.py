@@ -1,0 +1,191 @@
+"""N:M masks made and used in one pass: torch operators on a compiled kernel, or on PyTorch alone.
+
+Groups are m consecutive elements along one axis. In each group the n of largest magnitude are kept:
+
+- ties go to the lower index, and zeros of both signs are equal;
+- NaN counts as larger than infinity, so that it stays and is seen;
+- an axis that m does not divide ends as if padded with zeros: a shorter group of at most n elements
+  is kept whole, and of a longer one n are kept.
+
+The operators are ``torch.ops.secateur.nm_mask``, ``nm_apply`` and ``nm_decay_``. ``torch.compile``
+and ``torch.export`` take them as they are, without a graph break; a process that loads an exported
+program imports this module first. They run on the compiled kernel for float32, float16, bfloat16
+and float64 on the CPU, and else, or where the kernel was not built, on
+:mod:`secateur.kernels.twin`, with the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from secateur.errors import SecateurError
+from secateur.kernels import native, twin
+
+__all__ = ["nm_apply", "nm_decay_", "nm_mask"]
+
+
+def nm_mask(weight: Tensor, n: int, m: int, axis: int = 1) -> Tensor:
+    """Mark the n largest magnitudes of each m elements along an axis.
+
+    Args:
+        weight: floating point, at least one dimension, any strides.
+        n: elements kept of each group.
+        m: elements of a group, more than ``n``.
+        axis: along which groups run; 1 is the input of linear and convolution weights.
+
+    Returns:
+        Boolean, of the shape of ``weight``.
+
+    Raises:
+        SecateurError: an argument is out of range.
+    """
+    mask: Tensor = _mask(weight, n, m, axis)
+    return mask
+
+
+def nm_apply(weight: Tensor, n: int, m: int, axis: int = 1) -> Tensor:
+    """Return the weight with zeros where :func:`nm_mask` is false. No zero of it is negative.
+
+    Its derivative is the mask; a straight-through estimator is the caller's business. Arguments and
+    errors are those of :func:`nm_mask`.
+    """
+    result: Tensor = _apply(weight, n, m, axis)
+    return result
+
+
+def nm_decay_(
+    target: Tensor, weight: Tensor, n: int, m: int, axis: int = 1, *, decay: float
+) -> None:
+    """Add ``decay * weight`` to a target, in place, where :func:`nm_mask` of the weight is false.
+
+    With a gradient as the target this is the term of SR-STE; with the weight itself and a negative
+    ``decay`` it shrinks the weights that are not kept. What is kept is not touched. No autograd.
+
+    Args:
+        target: of the shape and dtype of ``weight``; the weight itself, or of other memory.
+        weight: as in :func:`nm_mask`, and so are ``n``, ``m`` and ``axis``.
+        decay: factor, rounded to the precision in which the dtype is computed.
+
+    Raises:
+        SecateurError: an argument is out of range, or the target does not fit the weight.
+    """
+    _decay(target.detach(), weight.detach(), n, m, axis, decay)
+
+
+@torch.library.custom_op(
+    "secateur::nm_mask", mutates_args=(), schema="(Tensor weight, int n, int m, int axis) -> Tensor"
+)
+def _mask(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
+    axis = _checked(weight, n, m, axis)
+    weight = _dense(weight)
+    if not native.serves(weight, m):
+        return twin.nm_mask(weight, n, m, axis)
+    mask = torch.empty_like(weight, dtype=torch.bool)
+    native.run(native.MASK, weight, mask, n, m, axis)
+    return mask
+
+
+@torch.library.custom_op(
+    "secateur::nm_apply",
+    mutates_args=(),
+    schema="(Tensor weight, int n, int m, int axis) -> Tensor",
+)
+def _apply(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
+    axis = _checked(weight, n, m, axis)
+    weight = _dense(weight)
+    if not native.serves(weight, m):
+        return twin.nm_apply(weight, n, m, axis)
+    result = torch.empty_like(weight)
+    native.run(native.APPLY, weight, result, n, m, axis)
+    return result
+
+
+@torch.library.custom_op(
+    "secateur::nm_decay_",
+    mutates_args=("target",),
+    schema="(Tensor(a!) target, Tensor weight, int n, int m, int axis, float decay) -> ()",
+)
+def _decay(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: float) -> None:
+    axis = _checked(weight, n, m, axis)
+    _fits(target, weight)
+    alike = _is_dense(weight) and target.stride() == weight.stride()
+    if alike and weight.dtype == torch.float32 and native.serves(weight, m):
+        native.run(native.DECAY, weight, target, n, m, axis, decay)
+    else:
+        twin.nm_decay_(target, weight, n, m, axis, decay)
+
+
+@_mask.register_fake
+def _(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
+    _checked(weight, n, m, axis)
+    return torch.empty_like(weight, dtype=torch.bool)
+
+
+@_apply.register_fake
+def _(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
+    _checked(weight, n, m, axis)
+    return torch.empty_like(weight)
+
+
+@_decay.register_fake
+def _(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: float) -> None:
+    _checked(weight, n, m, axis)
+    _fits(target, weight)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weight, *ctx.pattern = inputs
+    ctx.save_for_backward(weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (weight,) = ctx.saved_tensors
+    return torch.where(_mask(weight, *ctx.pattern), grad, 0), None, None, None
+
+
+_apply.register_autograd(_backward, setup_context=_save)
+
+
+def _checked(weight: Tensor, n: int, m: int, axis: int) -> int:
+    """Return the axis counted from the front, or raise what is wrong with the arguments."""
+    if not weight.is_floating_point():
+        raise SecateurError(f"weight: it is {weight.dtype}; give a floating point tensor.")
+    if weight.layout != torch.strided:
+        raise SecateurError(f"weight: its layout is {weight.layout}; give a strided tensor.")
+    if not 1 <= n < m:
+        raise SecateurError(f"n: {n} of m: {m} cannot be kept; give 1 <= n < m.")
+    if not -weight.ndim <= axis < weight.ndim:
+        raise SecateurError(
+            f"axis: {axis} is not one of a weight of shape {tuple(weight.shape)}; "
+            f"give {-weight.ndim} to {weight.ndim - 1}."
+            if weight.ndim
+            else "weight: a scalar has no axis; give a tensor of one dimension or more."
+        )
+    return axis % weight.ndim
+
+
+def _fits(target: Tensor, weight: Tensor) -> None:
+    if (target.shape, target.dtype, target.device) != (weight.shape, weight.dtype, weight.device):
+        raise SecateurError(
+            f"target: {target.dtype} of shape {tuple(target.shape)} on {target.device} does not "
+            f"fit the weight, {weight.dtype} of shape {tuple(weight.shape)} on {weight.device}."
+        )
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """Return the weight, as a copy if its elements do not fill one stretch of memory."""
+    return weight if _is_dense(weight) else torch.empty_like(weight).copy_(weight)
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Say whether elements fill one stretch of memory, dimensions in any order."""
+    expected = 1
+    for stride, size in sorted(zip(weight.stride(), weight.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

@@ -1,0 +1,34 @@
+"""N:M masks in plain PyTorch: the definition that the native kernel agrees with bit for bit.
+
+Serves devices other than the CPU, groups larger than the kernel takes, and machines on which the
+kernel was not built.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def nm_mask(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
+    """Mark the n largest magnitudes of each m; see :func:`secateur.kernels.nm_mask`."""
+    length = weight.shape[axis]
+    padded = functional.pad(weight.detach().abs().movedim(axis, -1), (0, -length % m))
+    groups = torch.unflatten(padded, -1, (-1, m))  # sorted below with NaN as the largest
+    kept = groups.sort(dim=-1, descending=True, stable=True).indices[..., :n]
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True)
+    mask = mask.flatten(-2)[..., :length].movedim(-1, axis)
+    return torch.empty_like(weight, dtype=torch.bool).copy_(mask)
+
+
+def nm_apply(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
+    """Return the weight with zeros elsewhere; see :func:`secateur.kernels.nm_apply`."""
+    kept = nm_mask(weight, n, m, axis) & (weight != 0)  # what is kept may be -0.0
+    return torch.where(kept, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+
+
+def nm_decay_(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: float) -> None:
+    """Add ``decay * weight`` elsewhere; see :func:`secateur.kernels.nm_decay_`."""
+    mask = nm_mask(weight, n, m, axis)
+    target.copy_(torch.where(mask, target, target + decay * weight))
