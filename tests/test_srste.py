@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import secateur as sc
 from secateur import data
 from secateur.errors import RecipeError
 from secateur.methods import GMP, SRSTE
 from secateur.plan import build_plan
 from secateur.sets import NM, Levels
-from tiny import OPTIMIZERS, small_model, train
+from tiny import OPTIMIZERS, digits_network, digits_task, small_model, train
 
 START = [1.0, -2.0, 0.5, 3.0, 0.25, 0.0, -0.125, 0.0625]
 """Two groups of four; with 2:4 the first keeps -2 and 3, the second 0.25 and -0.125."""
@@ -253,3 +255,27 @@ def test_one_shot_masks_are_magnitude_pruning_without_a_schedule() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         SRSTE(NM(2, 4), **options)
+
+
+def test_stages_may_start_from_the_untrained_network(tmp_path: Path) -> None:
+    """The dense network is trained only to be compared with; its weights may also be given."""
+    stage = {"method": "srste", "set": "nm", "n": 2, "m": 4, "epochs": 1, "lr": 1e-9}
+    recipe = {
+        "train": {"epochs": 1, "batch_size": 64, "lr": 5e-3, "threads": 1},
+        "scratch": True,
+        "stages": [{**stage, "layers": {"3": "dense"}}],
+        "export": {"onnx": False},
+    }
+    first = sc.compress(digits_task(), recipe, out=tmp_path / "first")
+    recipe["weights"] = str(tmp_path / "first" / "checkpoint" / "dense.safetensors")
+    second = sc.compress(digits_task(), recipe, out=tmp_path / "second")
+    untrained = digits_network()
+    for result in (first, second):
+        weight = result.model[1].weight
+        assert NM(2, 4).contains(weight)
+        torch.testing.assert_close(weight, NM(2, 4).project(untrained[1].weight), atol=1e-6, rtol=0)
+        torch.testing.assert_close(result.model[3].weight, untrained[3].weight, atol=1e-6, rtol=0)
+        assert result.report["accuracy"]["dense"] > 0.7
+        assert result.report["history"][-1]["sad"] == result.report["history"][-1]["sad.1"] >= 0
+    assert first.report["accuracy"]["dense"] == second.report["accuracy"]["dense"]
+    assert len(second.report["history"]) == 1

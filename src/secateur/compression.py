@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -91,8 +92,9 @@ def compress(
         torch.set_num_threads(recipe.train.threads)
     set_seed(recipe.train.seed)
     task = task or _build_task(recipe)
+    dense = copy.deepcopy(task.model) if recipe.scratch else task.model
     if recipe.weights:
-        load_dense(task.model, Path(recipe.weights))
+        load_dense(dense, Path(recipe.weights))
     plans = [_plan(task, recipe, number) for number in range(len(recipe.stages))]
     for number, plan in enumerate(plans):
         console.print(plan_table(plan, f"stage {number}: {recipe.stages[number].method}"))
@@ -102,7 +104,7 @@ def compress(
             _clear(folder)
         _write_text(folder / "recipe.yaml", recipe.to_yaml())
         if recipe.weights:
-            save_dense(task.model, checkpoints / checkpoint.DENSE)
+            save_dense(dense, checkpoints / checkpoint.DENSE)
     accelerator.wait_for_everyone()
 
     course = Course(task, recipe, plans, checkpoints, main, console)
