@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import secateur as sc
 from secateur import data
 from secateur.errors import RecipeError
-from secateur.methods import GMP, SRSTE
+from secateur.methods import GMP, SRSTE, FrozenAdam
 from secateur.plan import build_plan
 from secateur.sets import NM, Levels
 from tiny import OPTIMIZERS, digits_network, digits_task, small_model, train
@@ -218,6 +218,52 @@ def test_decay_settles_the_masks_on_digits(seed: int) -> None:
     assert held[1] < free[1]
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_second_moments_are_frozen_as_they_were(kind: type[torch.optim.Adam]) -> None:
+    """Against the update written out; its spread is that of Adam's own last step."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0, 3.0, 4.0]))
+    idle = nn.Parameter(torch.ones(2))
+    adam = kind([weight, idle], 0.1, betas=(0.9, 0.99), weight_decay=0.1)
+    for number in range(5):
+        weight.grad = torch.tensor([0.1, 2.0, -1.0, 0.0]) * (number + 1)
+        adam.step()
+    spread = (adam.state[weight]["exp_avg_sq"] / (1 - 0.99**5)).sqrt() + 1e-8
+    spread[adam.state[weight]["exp_avg_sq"] == 0] = torch.inf
+    assert spread.isinf().any() == (kind is torch.optim.AdamW)  # Adam's decay is in the gradient
+    frozen = FrozenAdam(adam)
+    expected, mean = weight.detach().clone(), torch.zeros(4)
+    for number in range(1, 4):
+        gradient = torch.tensor([100.0, 0.0, -1.0, 1.0])
+        weight.grad = gradient.clone()
+        frozen.step()
+        if kind is torch.optim.AdamW:
+            expected *= 1 - 0.1 * 0.1
+        else:
+            gradient += 0.1 * expected
+        mean = 0.9 * mean + 0.1 * gradient
+        expected = expected - 0.1 * mean / (1 - 0.9**number) / spread
+        torch.testing.assert_close(weight.detach(), expected)
+    assert torch.equal(idle.detach(), torch.ones(2))
+
+
+def test_dense_training_ahead_has_no_masks() -> None:
+    model = small_model()
+    method = SRSTE(NM(2, 4), mode="decoupled", precondition=1, epochs=1).attach(model)
+    ahead, masked, _ = method.phases()
+    method.begin(ahead, 20)
+    assert method.approximate
+    assert method.metrics() == {}
+    untouched = small_model()
+    assert torch.equal(model[0].weight, untouched[0].weight)
+    adam = torch.optim.Adam(model.parameters(), 1e-2)
+    train(model, method, adam, 20)
+    assert bool(model[0].weight.all())
+    method.begin(masked, 20)
+    assert masked.frozen
+    train(model, method, FrozenAdam(adam), 20)
+    assert NM(2, 4).contains(model[0].weight)
+
+
 def test_levels_come_with_masked_retraining() -> None:
     model = small_model()
     target = NM(2, 4) & Levels(3)
@@ -250,7 +296,12 @@ def test_one_shot_masks_are_magnitude_pruning_without_a_schedule() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"decay": -1e-4}, "decay"), ({"interval": 0}, "interval"), ({"mode": "both"}, "mode")],
+    [
+        ({"decay": -1e-4}, "decay"),
+        ({"interval": 0}, "interval"),
+        ({"mode": "both"}, "mode"),
+        ({"precondition": 2}, "precondition: .*needs mode: decoupled"),
+    ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):

@@ -12,8 +12,9 @@ amount, so it works with any optimizer. Decay in the optimizer sees W~, the weig
 pruned ones decay by is lambda, all of it (the paper's 2e-4 beside weight decay 5e-5 is 2.5e-4).
 
 Through the gradient, lambda passes momentum and Adam's scaling; ``decoupled`` goes past them, by
-lr lambda a step. In a rising lambda (``anneal``) we follow AST (AAAI 2025), in dense training ahead
-whose second moments Adam keeps (``precondition``) STEP (ICML 2023).
+lr lambda a step. A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead,
+whose second moments Adam keeps (``precondition``), is that of STEP; in a loop of your own use
+:class:`secateur.methods.FrozenAdam`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError
@@ -44,16 +45,33 @@ class SRSTEOptions(RetrainOptions):
         0, ge=0, description="optimizer steps in which decay rises from 0 to its full value"
     )
     interval: int = Field(1, ge=1, description="optimizer steps between choices of the masks")
+    precondition: int = Field(
+        0,
+        ge=0,
+        description="epochs of dense training ahead, whose second moments Adam then keeps; "
+        "decay has to be decoupled",
+    )
     retrain_epochs: int = Field(0, ge=0, description="epochs of masked retraining")
+
+    @field_validator("precondition")
+    @classmethod
+    def _keeps_decay_apart(cls, epochs: int, others: ValidationInfo) -> int:
+        """Refuse decay divided by moments that do not grow with it: it diverges where they are
+        small."""
+        if epochs and others.data.get("mode") == "coupled":
+            raise ValueError("needs mode: decoupled")
+        return epochs
 
 
 @register
 class SRSTE(RetrainedMethod):
     """Training with straight-through masks and decay of what they prune.
 
-    Layers that only get levels keep the zeros they have; where there is a pattern, any weight may
-    come back. In a loop of your own, ``attach`` leaves the model with masked weights at once, and
-    ``step`` needs the learning rate only if decay is decoupled.
+    Where there is a pattern any weight may come back, but for zeros of an earlier stage that levels
+    of this one have no value for; layers that only get levels keep all their zeros.
+
+    In a loop of your own, ``attach`` leaves the model with masked weights at once, and ``step``
+    needs the learning rate only if decay is decoupled.
 
     **SAD**, the sparse architecture divergence, counts the weights whose state, kept or pruned,
     differs between two steps: ``metrics`` has that from the first choice of masks to the latest,
@@ -68,35 +86,45 @@ class SRSTE(RetrainedMethod):
     def attach(self, model: nn.Module) -> SRSTE:
         """Bind to a model and mask its weights."""
         super().attach(model)
-        self.plan = self.plan.within(self.weights)
+        stated, self.plan = self.plan, self.plan.within(self.weights)
         self.patterns = self.plan.without_levels()
+        self.revivable = [
+            row.parameter for row in self.patterns.compressed if row in stated.without_levels().rows
+        ]
         self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")
         self.rest: dict[str, Tensor] = {}
+        self.masks: dict[str, Tensor] = {}
         self._start()
         return self
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the phase in which masks may change, and retraining with those of its end."""
+        """Return dense training, if any, masks that may change, and retraining with the last."""
         o = self.options
-        return (Phase("srste", o.epochs, o.lr), *self.retraining(0, self.quantizes))
+        ahead = [Phase("precondition", o.precondition, o.lr)] if o.precondition else []
+        masked = Phase("srste", o.epochs, o.lr, frozen=bool(ahead))
+        return (*ahead, masked, *self.retraining(0, self.quantizes))
 
     def begin(self, phase: Phase, steps: int) -> None:
-        """Start training with masks afresh from the present weights, or retraining."""
-        if phase.name == "srste":
+        """Take masks away, start with masks afresh from the present weights, or retrain."""
+        if phase.name == "precondition":
+            self._unmask()
+        elif phase.name == "srste":
             self._start()
         else:
             self.harden(phase.snap)
 
-    @torch.no_grad()
+    def _unmask(self) -> None:
+        """Give the model W; nothing is left to the method."""
+        self.write(self._dense())
+        self.rest, self.masks = {}, {}
+
     def _start(self) -> None:
-        for name, weight in self._dense().items():
-            self.weights[name].copy_(weight)
+        self._unmask()
         planned = [row.parameter for row in self.patterns.compressed]
         self.support.release_levels()
-        self.support.freeze_zeros(but=planned)
+        self.support.freeze_zeros(but=self.revivable)
         self.hard, self.count = False, 0
         self.rest = {name: torch.zeros_like(self.weights[name]) for name in planned}
-        self.masks: dict[str, Tensor] = {}
         self._choose(self._dense())
         self.first, self.flips = dict(self.masks), dict.fromkeys(planned, 0)
 
@@ -142,7 +170,7 @@ class SRSTE(RetrainedMethod):
             RecipeError: decay is decoupled and ``lr`` is not given.
         """
         self.support.hold()
-        if self.hard:
+        if self.hard or not self.masks:
             return
         if self.options.mode == "decoupled":
             if lr is None:
@@ -171,12 +199,12 @@ class SRSTE(RetrainedMethod):
 
     @property
     def approximate(self) -> bool:
-        """True until all levels are in place; zeros always are."""
-        return self.support.partial or (self.quantizes and not self.hard)
+        """True without masks, and until all levels are in place."""
+        return self.support.partial or (not self.hard and (self.quantizes or not self.masks))
 
     def metrics(self) -> dict[str, float]:
         """Return lambda, SAD since the masks were first chosen, by layer too, and the flip rate."""
-        if self.hard:
+        if self.hard or not self.masks:
             return {}
         sad = _changes(self.first, self.masks)
         total = sum(mask.numel() for mask in self.masks.values())
@@ -201,7 +229,8 @@ class SRSTE(RetrainedMethod):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`; the model must hold its saved weights already."""
+        """Restore :meth:`state_dict`; the model must have held its saved weights at ``attach``."""
+        self._unmask()
         self.rest, self.masks = dict(state["rest"]), dict(state["masks"])
         self.first, self.flips = dict(state["first"]), dict(state["flips"])
         self.count, self.hard = state["count"], state["hard"]
