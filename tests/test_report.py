@@ -239,6 +239,15 @@ def test_charts_are_xml_that_describes_itself(report: dict[str, Any]) -> None:
         assert chart.get("role") == "img"
 
 
+def test_divergence_of_masks_is_drawn(report: dict[str, Any]) -> None:
+    for number, entry in enumerate(report["history"][3:7]):
+        entry |= {"sad": 100 * number, "sad.fc1": 100 * number, "flip_rate": 0.01 * number}
+    validate(report)
+    text = [chart[1].text for chart in svgs(page(report))]
+    assert "9 epochs: SAD from 0 to 300." in text
+    assert any(each and "flip rate from 1.00 % to 3.00 %" in each for each in text)
+
+
 def test_hostile_names_are_text_everywhere(report: dict[str, Any]) -> None:
     evil = "<script>alert('&\"')</script>]]>[/bold][red]--></title>"
     hostile = copy.deepcopy(report)

@@ -12,15 +12,17 @@ from torch import Tensor
 
 from secateur.errors import MembershipError, NonFiniteError, SecateurError
 from secateur.sets import (
+    NM,
     Block,
     Channel,
     Column,
     ConstraintSet,
+    Counted,
     Filter,
     Intersection,
     Kernel,
     Levels,
-    Pattern,
+    Transposable,
     Unstructured,
 )
 from secateur.sets import levels as levels_module
@@ -60,6 +62,15 @@ EVERY_SET: list[ConstraintSet] = [
     Column(density=0.5) & Filter(keep=2) & Levels(2),
     Block(2, 2, keep=2) & Kernel(keep=3) & Levels(1),
     Channel(keep=2) & Unstructured(keep=3) & Levels(3),
+    NM(2, 4),
+    NM(1, 2, axis="flat"),
+    NM(1, 3, rows=2),
+    NM(2, 4) & Levels(3),
+    NM(1, 2, axis="flat", rows=4) & Levels(2, zero=True),
+    NM(2, 4) & Filter(keep=2) & Levels(1),
+    Transposable(1, 2),
+    Transposable(2, 4) & Levels(2),
+    Transposable(3, 5),
 ]
 SHAPES = [(1,), (7,), (3, 5), (4, 3, 2, 2), (1, 1), (2, 0)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -276,6 +287,11 @@ def test_unstructured_keeps_the_largest_and_the_lower_index(weight: Tensor, keep
         (lambda: Block(0, 2, keep=1), "rows: 0 is not positive"),
         (lambda: Block(2, -3, keep=1), "columns: -3 is not positive"),
         (lambda: Block(2, 3), "block: give either density or keep"),
+        (lambda: NM(3, 2), "n, m: 3:2 is not 1 <= n <= m <= 64"),
+        (lambda: NM(0, 4), "n, m: 0:4"),
+        (lambda: Transposable(1, 65), "n, m: 1:65"),
+        (lambda: NM(2, 4, axis="output"), "axis: 'output' is not input or flat"),
+        (lambda: NM(2, 4, rows=0), "rows: 0 is not positive"),
         (lambda: Levels(2) & Unstructured(keep=1), "give patterns first, then levels"),
     ],
 )
@@ -294,13 +310,13 @@ def test_and_builds_an_intersection() -> None:
     assert str(Block(2, 4, keep=3)) == "block 2x4 3"
 
 
-@pytest.mark.parametrize("pattern", [each for each in EVERY_SET if isinstance(each, Pattern)])
-def test_relaxing_raises_the_share_and_drops_levels(pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", [each for each in EVERY_SET if isinstance(each, Counted)])
+def test_relaxing_raises_the_share_and_drops_levels(pattern: Counted) -> None:
     shape = (40, 20, 5, 5)
-    total = pattern.total(shape)  # type: ignore[attr-defined]
-    count = pattern.count(total)  # type: ignore[attr-defined]
+    total = pattern.total(shape)
+    count = pattern.count(total)
     half = pattern.relaxed(shape, 0.5)
-    assert half.keep == round((count * total) ** 0.5)  # type: ignore[attr-defined]
+    assert half.keep == round((count * total) ** 0.5)
     assert (pattern & Levels(2)).relaxed(shape, 0.5) == half
     assert (pattern & pattern).relaxed(shape, 0.5) == half & half
     assert Levels(2).relaxed(shape, 0.5) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -95,8 +96,9 @@ def compress(
     if recipe.export.onnx:
         onnx.require()
     task = _begin(task, recipe)
+    dense = copy.deepcopy(task.model) if recipe.scratch else task.model
     if recipe.weights:
-        load_dense(task.model, Path(recipe.weights))
+        load_dense(dense, Path(recipe.weights))
     plans = [_plan(task, recipe, number) for number in range(len(recipe.stages))]
     for number, plan in enumerate(plans):
         console.print(plan_table(plan, f"stage {number}: {recipe.stages[number].method}"))
@@ -106,7 +108,7 @@ def compress(
             _clear(folder)
         _write_text(folder / RECIPE, recipe.to_yaml())
         if recipe.weights:
-            save_dense(task.model, checkpoints / checkpoint.DENSE)
+            save_dense(dense, checkpoints / checkpoint.DENSE)
     accelerator.wait_for_everyone()
 
     course = Course(task, recipe, plans, checkpoints, main, console)

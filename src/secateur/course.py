@@ -133,6 +133,8 @@ class Course:
         """
         if segment.stage is None:
             self._save(checkpoint.DENSE)
+            if self.recipe.scratch:
+                self.task.model.load_state_dict(self.untrained.state_dict())
         elif segment.closes:
             return self._close(segment.stage, trainer)
         return True

@@ -304,7 +304,7 @@ def _row(
     ranks = (name, *(p for p in exceptions if p != name and _matches(p, name, module)))
     matching = sorted((p for p in ranks if p in exceptions), key=lambda p: _rank(p, name))
     if not matching:
-        return replace(row, set=target, pooled=pooled)
+        return replace(_fitting(row, target), pooled=pooled)
     change = exceptions[matching[0]]
     if isinstance(change, str):
         return replace(row, note=f"left dense by '{matching[0]}'")
@@ -313,7 +313,18 @@ def _row(
         for part in (change, *(each for each in change.values() if isinstance(each, Mapping)))
         for key in part
     )
-    return replace(row, set=_changed(target, change, matching[0]), stated=stated)
+    return replace(_fitting(row, _changed(target, change, matching[0])), stated=stated)
+
+
+def _fitting(row: Row, target: ConstraintSet) -> Row:
+    """Give a row the parts of a set that fit its shape; the note says which do not, and why."""
+    patterns, levels = target.split()
+    reasons = {each: each.misfit(row.shape) for each in patterns}
+    kept = [each for each in patterns if not reasons[each]]
+    note = ", ".join(f"not {each}: {reason}" for each, reason in reasons.items() if reason)
+    if kept or levels:
+        return replace(row, set=join(kept, levels), note=note)
+    return replace(row, note=f"left dense, {note}")
 
 
 def _rank(pattern: str, name: str) -> int:

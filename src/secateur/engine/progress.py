@@ -57,4 +57,6 @@ class Progress:
             )
         if "density" in entry:
             parts.append(f"density {entry['density']:.2%}")
+        if "flip_rate" in entry:
+            parts.append(f"SAD {entry['sad']:,} flips {entry['flip_rate']:.3%}")
         self.console.print("  ".join(parts), highlight=False)

@@ -25,7 +25,7 @@ from secateur.engine.evaluate import mean_score
 from secateur.engine.progress import Progress
 from secateur.engine.teacher import Teacher
 from secateur.errors import SecateurError
-from secateur.methods import Method, Phase
+from secateur.methods import FrozenAdam, Method, Phase
 from secateur.task import Task
 
 
@@ -116,6 +116,7 @@ class Trainer:
     kept: list[Kept] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.adam: torch.optim.Adam | None = None
         self._prepare()
         self.sampler = EpochSampler(len(self.task.train))  # type: ignore[arg-type]
         self.loader = self._loader(self.task.train)
@@ -197,7 +198,7 @@ class Trainer:
         phase, method = segment.phase, segment.method
         if method and (segment.opens or saved):
             method.attach(self.task.model)
-        optimizer = self.accelerator.prepare_optimizer(self._optimizer())
+        optimizer = self.accelerator.prepare_optimizer(self._optimizer(phase.frozen))
         if saved:
             optimizer.load_state_dict(saved["optimizer"])
             if method:
@@ -302,8 +303,12 @@ class Trainer:
             average.load_state_dict(saved["average"])
         return average
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh optimizer: moments from before a projection must not outlive it."""
+    def _optimizer(self, frozen: bool) -> torch.optim.Optimizer:
+        """Return a fresh optimizer: moments from before a projection must not outlive it.
+
+        Args:
+            frozen: whether Adam keeps the second moments of the last one.
+        """
         o = self.options
         parameters = self.model.parameters()
         if o.optimizer == "sgd":
@@ -311,7 +316,11 @@ class Trainer:
                 parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=True
             )
         kind = torch.optim.AdamW if o.optimizer == "adamw" else torch.optim.Adam
-        return kind(parameters, o.lr, weight_decay=o.weight_decay, fused=True)
+        adam = kind(parameters, o.lr, weight_decay=o.weight_decay, fused=True)
+        if frozen:
+            return FrozenAdam(self.adam or adam)
+        self.adam = adam
+        return adam
 
     def _save(
         self,

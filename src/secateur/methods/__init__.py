@@ -2,6 +2,8 @@
 
 from secateur.methods.admm import ADMM
 from secateur.methods.base import METHODS, Method, MethodOptions, Phase
+from secateur.methods.frozen import FrozenAdam
 from secateur.methods.gmp import GMP
+from secateur.methods.srste import SRSTE
 
-__all__ = ["ADMM", "GMP", "METHODS", "Method", "MethodOptions", "Phase"]
+__all__ = ["ADMM", "GMP", "METHODS", "SRSTE", "FrozenAdam", "Method", "MethodOptions", "Phase"]

@@ -52,6 +52,7 @@ class Phase:
         average: decay per step of an exponential moving average of the weights, which replaces
             them at the end; 0 for none.
         snap: share of each quantized layer's non-zeros that are on their levels in it.
+        frozen: whether Adam keeps the second moments of the end of the phase before.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Phase:
     distill: float = 0.0
     average: float = 0.0
     snap: float = 1.0
+    frozen: bool = False
 
 
 class Method(ABC):

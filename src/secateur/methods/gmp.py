@@ -26,7 +26,9 @@ from secateur.methods.support import FrozenSupport
 class GMPOptions(RetrainOptions):
     """Options of gradual magnitude pruning; those it shares with ADMM have the same names."""
 
-    epochs: int = Field(10, ge=1, description="epochs in which sparsity rises to the target")
+    epochs: int = Field(
+        10, ge=0, description="epochs in which sparsity rises to the target; 0 prunes at once"
+    )
     lr: float | None = Field(None, gt=0, description="peak learning rate while sparsity rises")
     interval: int | None = Field(
         None, ge=1, description="optimizer steps between prunings; by default 100 prunings"
@@ -62,9 +64,13 @@ class GMP(RetrainedMethod):
         return self
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the phase in which sparsity rises, and retraining at the target."""
+        """Return the phase in which sparsity rises, and retraining at the target.
+
+        Without the first, retraining is that of ASP (Mishra et al., arXiv 2104.08378).
+        """
         o = self.options
-        return (Phase("gmp", o.epochs, o.lr), *self.retraining(0, self.quantizes))
+        rising = [Phase("gmp", o.epochs, o.lr)] if o.epochs else []
+        return (*rising, *self.retraining(0, self.quantizes))
 
     def begin(self, phase: Phase, steps: int) -> None:
         """Start the schedule, whose last update is within the phase, or retraining."""

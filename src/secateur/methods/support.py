@@ -8,7 +8,7 @@ the constraint set.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -41,15 +41,18 @@ class FrozenSupport:
         self.latent: dict[str, LatentLevels] = {}
 
     @torch.no_grad()
-    def freeze_zeros(self) -> None:
+    def freeze_zeros(self, but: Collection[str] = ()) -> None:
         """Keep every weight zero that is zero now, and the bias of every output without weights.
 
         The last layer keeps its biases: a class without weights still has a prior. Weights that
         are held on levels keep the zeros that they were frozen with.
+
+        Args:
+            but: names of weights whose zeros may come back.
         """
         for row in self.rows:
             dead = self.parameters[row.parameter] == 0
-            if row.parameter in self.latent or not bool(dead.any()):
+            if row.parameter in (*self.latent, *but) or not bool(dead.any()):
                 continue
             self.dead[row.parameter] = dead
             if row.bias in self.parameters and row.layer != self.last:

@@ -12,6 +12,9 @@ from pydantic import Field
 from secateur.problems import Problems, Section, show
 from secateur.recipe.stage import Stage, parse_stage
 
+LAST = ("scratch", "floor", "compact", "export")
+"""Keys that are written after the stages."""
+
 
 class DataChoice(Section):
     """Which data set, and where it is."""
@@ -57,6 +60,7 @@ class Head(Section):
     data: Any = Field(description="data set, e.g. digits")
     train: Any = Field({})
     stages: Any = Field(description="list of stages, e.g. [{method: admm, density: 0.1}]")
+    scratch: bool = Field(False, description="start the stages from the untrained network")
     floor: float | None = Field(None, gt=0, lt=1, description="lowest validation accuracy")
     compact: bool = Field(True, description="remove channels that have become useless, by stage")
     export: Any = Field({})
@@ -73,6 +77,8 @@ class Recipe(Head):
         data: the data set.
         train: how the dense network is trained.
         stages: the methods to run, in order; at least one.
+        scratch: whether the first stage starts from the untrained network. The dense one is trained
+            all the same, to compare with and to distil from.
         floor: lowest validation accuracy: the first stage that ends below it is undone, and the run
             ends with the network of the stage before.
         compact: whether channels that nothing depends on are removed after every stage.
@@ -86,9 +92,9 @@ class Recipe(Head):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, with every default written out."""
-        content = self.model_dump(mode="json", exclude={"stages", "floor", "compact", "export"})
+        content = self.model_dump(mode="json", exclude={"stages", *LAST})
         content["stages"] = [stage.to_dict() for stage in self.stages]
-        content |= {"floor": self.floor, "compact": self.compact}
+        content |= {key: getattr(self, key) for key in LAST[:-1]}
         return {**content, "export": self.export.model_dump()}
 
     def to_yaml(self) -> str:

@@ -203,10 +203,14 @@ def _training(report: Mapping[str, Any]) -> str:
         Series("primal residual", values("primal"), 1),
         Series("dual residual", values("dual"), 2),
     ]
+    sad = [Series("SAD", values("sad"), 1)]
+    flips = [Series("flip rate", values("flip_rate"), 1)]
     charts = [
         ("Training loss", [Series("loss", values("loss"), 1)], numbers.plain, False),
         ("Accuracy on the validation set", accuracies, lambda v: numbers.percent(v, 1), False),
         ("Residuals, relative to the weights", residuals, numbers.plain, True),
+        ("SAD: weights kept now or at the start, not both", sad, numbers.plain, False),
+        ("Masks that flip in a step", flips, lambda v: numbers.percent(v, 2), True),
     ]
     figures = []
     for title, series, write, logarithmic in charts:

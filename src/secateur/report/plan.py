@@ -13,7 +13,7 @@ def plan_table(plan: Plan, title: str) -> Table:
     for column in ("layer", "kind", "shape", "weights", "becomes"):
         table.add_column(column, justify="right" if column == "weights" else "left")
     for row in plan.rows:
-        becomes = str(row.set) if row.set else row.note
+        becomes = ", ".join(filter(None, (str(row.set or ""), row.note)))
         if row.pooled:
             becomes += " (shared)"
         if row.norm:

@@ -1,18 +1,21 @@
 """Constraint sets: what a compressed weight tensor may look like.
 
 Patterns say where zeros are (``Unstructured``; ``Filter``, ``Channel``, ``Column``, ``Kernel`` and
-``Block`` in groups), levels say which values there are (``Levels``), and ``pattern & levels``, or
-``pattern & pattern & levels``, is all of it at once.
+``Block`` in groups; ``NM`` and ``Transposable`` n of each m), levels say which values there are
+(``Levels``), and ``pattern & levels``, or ``pattern & pattern & levels``, is all of it at once.
 """
 
 from secateur.sets.base import SETS, ConstraintSet, Pattern
 from secateur.sets.counted import Counted
 from secateur.sets.intersection import Intersection, join
 from secateur.sets.levels import Levels
+from secateur.sets.nm import NM
 from secateur.sets.structured import Block, Channel, Column, Filter, Grouped, Kernel
+from secateur.sets.transposable import Transposable
 from secateur.sets.unstructured import Unstructured
 
 __all__ = [
+    "NM",
     "SETS",
     "Block",
     "Channel",
@@ -25,6 +28,7 @@ __all__ = [
     "Kernel",
     "Levels",
     "Pattern",
+    "Transposable",
     "Unstructured",
     "join",
 ]

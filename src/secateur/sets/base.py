@@ -152,6 +152,10 @@ class Pattern(ConstraintSet):
                 the element is kept instead of zeroed. For free values that is ``weight ** 2``.
         """
 
+    def misfit(self, shape: Sequence[int]) -> str:
+        """Say why weights of this shape are better left without the pattern; empty if not."""
+        return ""
+
     def cover(self, support: Tensor) -> Tensor:
         """Return the support with everything that is kept or dropped together with part of it."""
         return support

@@ -43,9 +43,10 @@ class Intersection(ConstraintSet):
     second inside it, and so on, as ADMM-NN-S prunes columns, then filters. The result is in each,
     but not always the nearest tensor that is.
 
-    **With levels**, for one element-wise pattern (``Unstructured``) the projection is exact, scale
-    included: at a given scale the gain z^2 - (z - Q(z))^2 of keeping z grows with abs(z), so the
-    best support is always among the largest magnitudes, and the scale search of
+    **With levels**, for one pattern that ranks single weights (``Unstructured``, ``NM`` without
+    shared choices) the projection is exact, scale included: at a given scale the gain
+    z^2 - (z - Q(z))^2 of keeping z grows with abs(z), so the best support is always among the
+    largest magnitudes, and the scale search of
     :func:`secateur.sets.levels.best_scale` on these is global. Projecting in a row (prune, then
     quantize) is not: it keeps weights that would rather be zero than the smallest level. Other
     patterns alternate between support and scale; that ends no farther away than projecting in a

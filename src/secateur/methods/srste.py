@@ -1,0 +1,259 @@
+"""SR-STE: sparse training from scratch with masks that may change (Zhou et al., arXiv 2102.04010).
+
+Every forward pass sees W~ = E W, the weights projected onto their pattern, E the mask of zeros and
+ones. The gradient g by W~ is taken for that by W, pruned weights included: the straight-through
+estimator (STE). SR-STE also decays the weights that are pruned now, so that masks settle:
+
+    W = W - lr (g + lambda (1 - E) W)
+
+The term shrinks weights; lambda = 0 is plain STE. The parameters of the model hold W~ and this
+method the rest, (1 - E) W. An optimizer that steps from W~ by some amount takes W by the same
+amount, so it works with any optimizer. Decay in the optimizer sees W~, the weights in use: what
+pruned ones decay by is lambda, all of it (the paper's 2e-4 beside weight decay 5e-5 is 2.5e-4).
+
+Through the gradient, lambda passes momentum and Adam's scaling; ``decoupled`` goes past them, by
+lr lambda a step. A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead,
+whose second moments Adam keeps (``precondition``), is that of STEP; in a loop of your own use
+:class:`secateur.methods.FrozenAdam`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor, nn
+
+from secateur.errors import RecipeError
+from secateur.methods.base import Phase, register
+from secateur.methods.retrain import RetrainedMethod, RetrainOptions
+from secateur.methods.support import FrozenSupport
+
+
+class SRSTEOptions(RetrainOptions):
+    """Options of SR-STE; masked retraining, by default none, is where levels come in."""
+
+    epochs: int = Field(10, ge=1, description="epochs of training with masks that may change")
+    lr: float | None = Field(None, gt=0, description="peak learning rate while masks may change")
+    decay: float = Field(2e-4, ge=0, description="decay of pruned weights, lambda; 0 is plain STE")
+    mode: Literal["coupled", "decoupled"] = Field(
+        "coupled", description="decay through the gradient, or beside the optimizer (for Adam)"
+    )
+    anneal: int = Field(
+        0, ge=0, description="optimizer steps in which decay rises from 0 to its full value"
+    )
+    interval: int = Field(1, ge=1, description="optimizer steps between choices of the masks")
+    precondition: int = Field(
+        0,
+        ge=0,
+        description="epochs of dense training ahead, whose second moments Adam then keeps; "
+        "decay has to be decoupled",
+    )
+    retrain_epochs: int = Field(0, ge=0, description="epochs of masked retraining")
+
+    @field_validator("precondition")
+    @classmethod
+    def _keeps_decay_apart(cls, epochs: int, others: ValidationInfo) -> int:
+        """Refuse decay divided by moments that do not grow with it: it diverges where they are
+        small."""
+        if epochs and others.data.get("mode") == "coupled":
+            raise ValueError("needs mode: decoupled")
+        return epochs
+
+
+@register
+class SRSTE(RetrainedMethod):
+    """Training with straight-through masks and decay of what they prune.
+
+    Where there is a pattern any weight may come back, but for zeros of an earlier stage that levels
+    of this one have no value for; layers that only get levels keep all their zeros.
+
+    In a loop of your own, ``attach`` leaves the model with masked weights at once, and ``step``
+    needs the learning rate only if decay is decoupled.
+
+    **SAD**, the sparse architecture divergence, counts the weights whose state, kept or pruned,
+    differs between two steps: ``metrics`` has that from the first choice of masks to the latest,
+    in total and by layer. The flip rate is that between the two latest choices, as a share.
+    """
+
+    name = "srste"
+    summary = "training with straight-through masks, pruned weights decayed (arXiv 2102.04010)"
+    Options = SRSTEOptions
+    options: SRSTEOptions
+
+    def attach(self, model: nn.Module) -> SRSTE:
+        """Bind to a model and mask its weights."""
+        super().attach(model)
+        stated, self.plan = self.plan, self.plan.within(self.weights)
+        self.patterns = self.plan.without_levels()
+        self.revivable = [
+            row.parameter for row in self.patterns.compressed if row in stated.without_levels().rows
+        ]
+        self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")
+        self.rest: dict[str, Tensor] = {}
+        self.masks: dict[str, Tensor] = {}
+        self._start()
+        return self
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return dense training, if any, masks that may change, and retraining with the last."""
+        o = self.options
+        ahead = [Phase("precondition", o.precondition, o.lr)] if o.precondition else []
+        masked = Phase("srste", o.epochs, o.lr, frozen=bool(ahead))
+        return (*ahead, masked, *self.retraining(0, self.quantizes))
+
+    def begin(self, phase: Phase, steps: int) -> None:
+        """Take masks away, start with masks afresh from the present weights, or retrain."""
+        if phase.name == "precondition":
+            self._unmask()
+        elif phase.name == "srste":
+            self._start()
+        else:
+            self.harden(phase.snap)
+
+    def _unmask(self) -> None:
+        """Give the model W; nothing is left to the method."""
+        self.write(self._dense())
+        self.rest, self.masks = {}, {}
+
+    def _start(self) -> None:
+        self._unmask()
+        planned = [row.parameter for row in self.patterns.compressed]
+        self.support.release_levels()
+        self.support.freeze_zeros(but=self.revivable)
+        self.hard, self.count = False, 0
+        self.rest = {name: torch.zeros_like(self.weights[name]) for name in planned}
+        self._choose(self._dense())
+        self.first, self.flips = dict(self.masks), dict.fromkeys(planned, 0)
+
+    def _dense(self) -> dict[str, Tensor]:
+        """Return W = W~ + (1 - E) W."""
+        return {name: self.weights[name].detach() + rest for name, rest in self.rest.items()}
+
+    def _choose(self, dense: Mapping[str, Tensor]) -> None:
+        """Choose the masks anew, and count what has changed."""
+        members = self.patterns.project({**self.weights, **dense}, self.model)
+        before, self.masks = self.masks, {name: each != 0 for name, each in members.items()}
+        if before:
+            self.flips = _changes(before, self.masks)
+        self._use(dense, members)
+
+    @torch.no_grad()
+    def _use(self, dense: Mapping[str, Tensor], members: Mapping[str, Tensor]) -> None:
+        """Give the model E W, and keep (1 - E) W."""
+        self.write(members)
+        self.rest = {name: dense[name] - member for name, member in members.items()}
+
+    @property
+    def decay(self) -> float:
+        """Lambda at the present step."""
+        o = self.options
+        return o.decay * min(1.0, self.count / o.anneal) if o.anneal else o.decay
+
+    def penalty(self) -> Tensor:
+        """Return lambda/2 ||(1 - E) W||^2, whose gradient is that of SR-STE; zero if decoupled."""
+        if self.options.mode == "decoupled" or not self.decay or not self.rest:
+            return torch.zeros(())
+        terms = (
+            PrunedDecay.apply(self.weights[name], rest, self.decay)
+            for name, rest in self.rest.items()
+        )
+        return torch.stack(list(terms)).sum()
+
+    @torch.no_grad()
+    def step(self, lr: float | None = None) -> None:
+        """Take W along; every ``interval`` steps choose the masks anew.
+
+        Raises:
+            RecipeError: decay is decoupled and ``lr`` is not given.
+        """
+        self.support.hold()
+        if self.hard or not self.masks:
+            return
+        if self.options.mode == "decoupled":
+            if lr is None:
+                raise RecipeError("mode: decoupled needs the learning rate; call step(lr).")
+            for rest in self.rest.values():
+                rest.mul_(1 - lr * self.decay)
+        dense = self._dense()
+        self.count += 1
+        if self.count % self.options.interval == 0:
+            self._choose(dense)
+        else:
+            kept = {name: dense[name].masked_fill(~mask, 0) for name, mask in self.masks.items()}
+            self._use(dense, kept)
+
+    def harden(self, share: float = 1.0) -> None:
+        """Drop what is pruned, freeze zeros, and bring a share of what is left to its levels."""
+        super().harden(share)
+        self.hard, self.rest = True, {}
+
+    def finalize(self) -> nn.Module:
+        """End training with masks if that has not happened yet; return the model."""
+        if not self.hard or self.approximate:
+            self.harden()
+        self.support.unhook()
+        return self.model
+
+    @property
+    def approximate(self) -> bool:
+        """True without masks, and until all levels are in place."""
+        return self.support.partial or (not self.hard and (self.quantizes or not self.masks))
+
+    def metrics(self) -> dict[str, float]:
+        """Return lambda, SAD since the masks were first chosen, by layer too, and the flip rate."""
+        if self.hard or not self.masks:
+            return {}
+        sad = _changes(self.first, self.masks)
+        total = sum(mask.numel() for mask in self.masks.values())
+        layers = {row.parameter: row.layer for row in self.patterns.compressed}
+        return {
+            "decay": self.decay,
+            "sad": sum(sad.values()),
+            "flip_rate": sum(self.flips.values()) / max(1, total),
+            **{f"sad.{layers[name]}": count for name, count in sad.items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return pruned weights, masks, the position in the schedule, and latent values."""
+        return {
+            "rest": self.rest,
+            "masks": self.masks,
+            "first": self.first,
+            "flips": self.flips,
+            "count": self.count,
+            "hard": self.hard,
+            "support": self.support.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`; the model must have held its saved weights at ``attach``."""
+        self._unmask()
+        self.rest, self.masks = dict(state["rest"]), dict(state["masks"])
+        self.first, self.flips = dict(state["first"]), dict(state["flips"])
+        self.count, self.hard = state["count"], state["hard"]
+        self.support.load_state_dict(state["support"])
+
+
+class PrunedDecay(torch.autograd.Function):
+    """lambda/2 ||rest||^2 with the gradient lambda rest, as if by the weight in use."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rest: Tensor, decay: float) -> Tensor:
+        """Return the scalar; ``weight`` only receives the gradient."""
+        ctx.save_for_backward(rest)
+        ctx.decay = decay
+        return rest.flatten().dot(rest.flatten()).mul_(decay / 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return lambda rest times the incoming gradient."""
+        (rest,) = ctx.saved_tensors
+        return rest.mul(gradients[0] * ctx.decay), None, None
+
+
+def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many positions differ between two choices of masks, by parameter."""
+    return {name: int((mask ^ after[name]).sum()) for name, mask in before.items()}
