@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.sparse import _semi_structured_conversions as conversions
 
 from secateur.errors import ArtifactError, MembershipError
-from secateur.sets.nm import NM, nm_mask
+from secateur.kernels import nm_mask
+from secateur.sets.nm import NM
 
 TORCH_TILES = {torch.float16: (32, 64), torch.bfloat16: (32, 64), torch.int8: (16, 128)}
 """What torch's kernels want rows and columns to be multiples of (CUTLASS, torch 2.13)."""
@@ -66,7 +67,7 @@ def to_bitmask(name: str, weight: Tensor) -> dict[str, Tensor]:
         MembershipError: ``weight`` is not 2:4.
     """
     matrix = _matrix(weight)
-    keep = nm_mask(matrix.abs()[:, :, None], 2, 4)[:, :, 0]
+    keep = nm_mask(matrix, 2, 4)
     bits = np.packbits(keep.cpu().numpy(), axis=1, bitorder="little")
     return {
         f"{name}.shape": torch.tensor(matrix.shape).view(-1, 1),

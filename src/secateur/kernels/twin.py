@@ -12,13 +12,22 @@ from torch.nn import functional
 
 
 def nm_mask(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
-    """Mark the n largest magnitudes of each m; see :func:`secateur.kernels.nm_mask`."""
+    """Mark the n largest magnitudes of each m; see :func:`secateur.kernels.nm_mask`.
+
+    An element is marked if fewer than n of its group come before it, which takes m (m - 1) / 2
+    comparisons a group, and half the time of sorting them at m = 4.
+    """
     length = weight.shape[axis]
     padded = functional.pad(weight.detach().abs().movedim(axis, -1), (0, -length % m))
-    groups = torch.unflatten(padded, -1, (-1, m))  # sorted below with NaN as the largest
-    kept = groups.sort(dim=-1, descending=True, stable=True).indices[..., :n]
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True)
-    mask = mask.flatten(-2)[..., :length].movedim(-1, axis)
+    groups = torch.unflatten(padded, -1, (-1, m)).movedim(-1, 0).contiguous()
+    largest = groups.isnan()
+    before = torch.zeros_like(groups, dtype=torch.int16)
+    for later in range(1, m):
+        for earlier in range(later):
+            first = (groups[earlier] >= groups[later]) | largest[earlier]
+            before[later] += first
+            before[earlier] += ~first
+    mask = (before < n).movedim(0, -1).flatten(-2)[..., :length].movedim(-1, axis)
     return torch.empty_like(weight, dtype=torch.bool).copy_(mask)
 
 

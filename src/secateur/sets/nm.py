@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur.errors import SecateurError
+from secateur.kernels import nm_apply, nm_mask
 from secateur.sets.base import Pattern, register
 
 Axis = Literal["input", "flat"]
@@ -77,8 +78,10 @@ class NM(Pattern):
 
     def support(self, gain: Tensor) -> Tensor:
         """Mark the n elements, or shared positions, of largest positive gain in each group."""
-        keep = nm_mask(self._summed(gain), self.n, self.m)
-        return self._spread(keep, gain.shape) & (gain > 0)
+        if self.n == self.m:
+            return gain > 0
+        summed = self._summed(gain).clamp(min=0)
+        return self._spread(nm_mask(summed, self.n, self.m), gain.shape) & (gain > 0)
 
     def contains(self, weight: Tensor) -> bool:
         """Say whether at most n positions of each group have a weight that is not zero."""
@@ -86,11 +89,10 @@ class NM(Pattern):
         return bool((groups_of(touched, self.m).sum(dim=0) <= self.n).all())
 
     def _project(self, weight: Tensor, metric: Tensor | None) -> Tensor:
-        if metric is not None or self.rows > 1:
+        if metric is not None or self.rows > 1 or self.n == self.m:
             return super()._project(weight, metric)
-        keep = nm_mask(weight.abs().reshape(self._cube(weight.shape)), self.n, self.m)
-        kept = torch.where(keep.view(weight.shape), weight, torch.zeros_like(weight))
-        return kept.add_(0.0)  # -0.0 becomes 0.0
+        cube = weight.reshape(self._cube(weight.shape))
+        return nm_apply(cube, self.n, self.m).view(weight.shape)
 
     def _cube(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Return the shape as outputs x reduction dimension x what is apart."""
@@ -111,33 +113,6 @@ class NM(Pattern):
         """Give each output the choice that it shares; return it in the shape of the weight."""
         outputs = self._cube(shape)[0]
         return keep.repeat_interleave(self.rows, dim=0)[:outputs].view(shape)
-
-
-def nm_mask(score: Tensor, n: int, m: int) -> Tensor:
-    """Mark the n largest of each m consecutive elements along dimension 1.
-
-    Ties go to the lower index; a last group that is smaller counts as if more elements, smaller
-    than all others, were appended. An element is marked if fewer than n of its group come before
-    it, which takes m (m - 1) / 2 comparisons a group and no sorting.
-
-    Args:
-        score: non-negative, without NaN, shape ``(outputs, reduction, positions)``.
-        n: how many of a group are marked.
-        m: elements in a group.
-
-    Returns:
-        Boolean, the shape of ``score``.
-    """
-    groups = groups_of(score, m, padding=-1)
-    before = torch.zeros_like(groups, dtype=torch.uint8)
-    for later in range(1, m):
-        for earlier in range(later):
-            first = groups[earlier] >= groups[later]
-            before[later] += first
-            before[earlier] += ~first
-    whole = groups.shape[2] * m
-    keep = (before < n).movedim(0, 2).reshape(len(score), whole, score.shape[2])
-    return keep[:, : score.shape[1]]
 
 
 def groups_of(values: Tensor, m: int, padding: float = 0) -> Tensor:
