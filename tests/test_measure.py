@@ -22,7 +22,7 @@ from secateur.measure.clock import Load, Stopwatch
 from secateur.measure.forms import FORMS
 from secateur.measure.prepared import Prepared
 from secateur.measure.result import Point, ascending
-from secateur.measure.run import DENSITIES, HOPELESS, SITTINGS, time_layers
+from secateur.measure.run import DENSITIES, HOPELESS, MIN_SITTINGS, time_layers
 from secateur.measure.shapes import Linear, Shape, Untimed
 
 
@@ -68,7 +68,7 @@ def faked(
 def test_a_power_law_is_found_again(factor: float, power: float, at: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
         layer, rounds = faked(patch, {"it": lambda d: factor * d**power}, Linear(8, 8, 1))
-    assert rounds >= 3 * SITTINGS
+    assert rounds >= 3 * MIN_SITTINGS
     assert layer.seconds == pytest.approx(1e-3)
     assert layer.speedup("it", at) == pytest.approx((1 - at) ** -power / factor)
     density = factor ** (-1 / power)

@@ -24,7 +24,7 @@ DENSITIES = (1.0, *(2.0**-power for power in range(1, 7)), 2.0**-8)
 HOPELESS = 4.0
 """A form that takes this many times the dense time is not timed at higher densities."""
 
-SITTINGS = 5
+SITTINGS, MIN_SITTINGS = 5, 2
 """Times that each layer has its turn, with memory of its own, so that no one moment decides."""
 
 
@@ -61,7 +61,7 @@ def breakeven(
         model: any module; it is not changed, and runs without data where it can.
         inputs: one batch, or the tuple of arguments; sizes of layers follow from it.
         threads: that each form may use. One is measured in processor time, more in wall time.
-        seconds: to spend on timing; each figure comes from at least 15 rounds even so.
+        seconds: to spend on timing; each figure comes from at least 6 rounds even so.
         forms: by name.
 
     Raises:
@@ -112,7 +112,10 @@ def time_layers(
     """
     trials = {shape: _try(shape, forms, watch) for shape in names}
     share = seconds / (SITTINGS * sum(max(1, len(each.densities)) for each in trials.values()))
+    end = watch.wall() + seconds
     for seed in range(SITTINGS):
+        if seed >= MIN_SITTINGS and watch.wall() >= end:
+            break
         for shape, trial in trials.items():
             _sit(shape, trial, forms, watch, share, seed)
     rounds = [len(each) for trial in trials.values() for each in trial.rounds.values()]

@@ -64,14 +64,16 @@ def _network(found: BreakEven) -> tuple[_Row, list[_Row]]:
             cells = [numbers.times(found.speedup(form, 0.0)) if points else "–"]
             cells += [""] * (len(SPARSITIES) - 1)
         else:
-            cells = [
-                f"{numbers.times(found.speedup(form, at))} "
-                f"({numbers.significant(found.ppr(form, at))})"
-                for at in SPARSITIES
-            ]
+            cells = [_speedup(found, form, at) for at in SPARSITIES]
         share = numbers.percent(found.covered(form), 0)
         rows.append((form, _pays(found.starts_to_pay(form)), *cells, share))
     return head, rows
+
+
+def _speedup(found: BreakEven, form: str, sparsity: float) -> str:
+    """Write a speed-up with its pruning-to-performance ratio: ``2.22x (1.80)``."""
+    ppr = numbers.significant(found.ppr(form, sparsity))
+    return f"{numbers.times(found.speedup(form, sparsity))} ({ppr})"
 
 
 def _layers(found: BreakEven) -> tuple[_Row, list[_Row]]:
