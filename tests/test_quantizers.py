@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateur import quantizers as q
+from secateur.channels import ChannelGraph, compact
 from secateur.methods.latent import scale_slope
 from secateur.quantizers import Quantizer, quantize
 from secateur.zoo import resnet8
@@ -211,9 +212,11 @@ def test_an_attached_network_is_a_network(options: dict[str, object]) -> None:
     images = torch.rand(4, 1, 28, 28)
     before = model.eval()(images)
     quantizer = q.input_quantizer(model.fc)
-    assert isinstance(quantizer, Quantizer) and quantizer.waits
+    assert isinstance(quantizer, Quantizer)
+    assert quantizer.waits
     model.train()(images).sum().backward()
-    assert not quantizer.waits and not torch.equal(model.eval()(images), before)
+    assert not quantizer.waits
+    assert not torch.equal(model.eval()(images), before)
     assert all(p.grad is not None for n, p in model.named_parameters() if "input" not in n)
     twin = copy.deepcopy(model)
     assert torch.equal(twin(images), model(images))
@@ -225,10 +228,12 @@ def test_an_attached_network_is_a_network(options: dict[str, object]) -> None:
     program = torch.export.export(model, (images,), strict=False)
     assert torch.allclose(program.module()(images), model(images), atol=1e-6)
     expected = model(images)
+    twin = copy.deepcopy(model)
     for name in ("conv1", "layer1.0.conv1", "fc"):
         q.settle_weight(model.get_submodule(name))
         q.settle_input(model.get_submodule(name))
     assert torch.equal(model(images), expected)
+    assert torch.equal(twin(images), expected)  # which shares its classes
     assert {n for n, _ in model.named_parameters()} == {n for n, _ in plain.named_parameters()}
     q.reattach(plain, q.signatures(model).items())
     plain.load_state_dict(model.state_dict())
@@ -257,3 +262,26 @@ def test_signs_follow_the_graph() -> None:
             return self.d(z + y) + self.e(torch.add(x, y, alpha=-1))  # type: ignore[no-any-return]
 
     assert q.unsigned_inputs(Network(), torch.zeros(2, 4)) == {"b", "c"}
+
+
+def test_channels_of_a_quantized_network_are_followed_and_cut() -> None:
+    torch.manual_seed(0)
+    model, x = resnet8(shortcut="B"), torch.rand(4, 1, 28, 28)
+    plain = ChannelGraph(model, x[:1])
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            q.attach_weight(layer, Quantizer(4, power=True))
+            q.attach_input(layer, Quantizer(4, signed=name == "conv1", waits=True))
+    model.train()(x)
+    model.eval()
+    graph = ChannelGraph(model, x[:1])
+    assert [g.channels for g in graph.groups] == [g.channels for g in plain.groups]
+    assert [g.kept_whole for g in graph.groups] == [g.kept_whole for g in plain.groups]
+    with torch.no_grad():
+        for norm in (model.layer1[0].bn1, model.layer2[0].bn1):  # type: ignore[index]
+            for leaf in (norm.weight, norm.bias):
+                leaf[::2] = 0
+    small = compact(model, x[:1]).model
+    assert small.layer1[0].conv1.weight.shape == (8, 16, 3, 3)  # type: ignore[index]
+    assert small.layer2[0].conv2.weight.shape == (32, 16, 3, 3)  # type: ignore[index]
+    assert torch.allclose(small.double()(x.double()), model.double()(x.double()), atol=1e-9)

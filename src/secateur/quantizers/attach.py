@@ -1,8 +1,8 @@
 """Quantizers on the layers of a network, which stays a plain module with a few more tensors.
 
-Weights are quantized by ``torch.nn.utils.parametrize``, inputs of a layer by a forward pre-hook that
-runs its child ``input_quantizer``. The hook is a function and finds that child through the layer
-that it is given, so copies of a network have quantizers of their own.
+Weights are quantized by ``torch.nn.utils.parametrize``, inputs of a layer by a forward pre-hook
+that runs its child ``input_quantizer``. The hook is a function and finds that child through the
+layer that it is given, so copies of a network have quantizers of their own.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from secateur import parametrized
 from secateur.quantizers.quantizer import FixedQuantizer, Quantizer
 
 INPUT = "input_quantizer"
@@ -29,11 +29,12 @@ def attach_weight(layer: nn.Module, quantizer: Quantizer) -> None:
 
 
 def attach_input(layer: nn.Module, quantizer: Quantizer | FixedQuantizer) -> None:
-    """Quantize what a layer reads from now on."""
+    """Quantize what a layer reads from now on, instead of as it may have been before."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    layer.add_module(INPUT, quantizer.to(weight))
-    layer.register_forward_pre_hook(_quantize_input)
+    if input_quantizer(layer) is None:
+        layer.register_forward_pre_hook(_quantize_input)
+    setattr(layer, INPUT, quantizer.to(weight))
 
 
 def _quantize_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -56,10 +57,9 @@ def input_quantizer(layer: nn.Module) -> Quantizer | FixedQuantizer | None:
     return found
 
 
-@torch.no_grad()
 def settle_weight(layer: nn.Module) -> None:
     """Leave the quantized weight of a layer in place of its quantizer; a parameter as before."""
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    parametrized.settle(layer, "weight")
 
 
 def settle_input(layer: nn.Module) -> None:

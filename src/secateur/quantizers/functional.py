@@ -37,7 +37,7 @@ def quantize(
         x: any shape, floating point.
         step: d, of the warped values; a scalar, or of a shape that broadcasts to that of x.
         limit: q, the largest magnitude before the warp, of the shape of ``step``.
-        power: t of the warp x~ = sgn(x) min(\\|x\\|, q)^t; None is 1 and costs nothing. With it the
+        power: t of the warp x~ = sgn(x) min(|x|, q)^t; None is 1 and costs nothing. With it the
             grid is signed.
         signed: whether values below zero have levels.
 
@@ -63,11 +63,13 @@ def _round_uniform(x: Tensor, step: Tensor, limit: Tensor, signed: bool) -> Tens
 
 
 def _round_warped(x: Tensor, step: Tensor, limit: Tensor, power: Tensor) -> Tensor:
-    return torch.round(_warp(x, limit, power) / step) * step
+    warped = _warp(x, limit, power)
+    return torch.round(warped / step) * step
 
 
 def _warp(x: Tensor, limit: Tensor, power: Tensor) -> Tensor:
-    return x.sign() * torch.minimum(x.abs(), limit).clamp_min(LEAST_MAGNITUDE) ** power
+    magnitude: Tensor = torch.minimum(x.abs(), limit).clamp_min(LEAST_MAGNITUDE)
+    return x.sign() * magnitude.pow(power)
 
 
 class _Uniform(torch.autograd.Function):
@@ -77,8 +79,8 @@ class _Uniform(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, step: Tensor, limit: Tensor, signed: bool) -> Tensor:
         d, q = _scalars(x, step, limit)
         most = round(q / d) if isinstance(q, float) else torch.round(q / d)
-        y = (x / d).round_()
-        y = y.clamp_(-most if signed else most * 0, most).mul_(d)
+        y: Tensor = (x / d).round_()
+        y.clamp_(-most if signed else most * 0, most).mul_(d)
         ctx.save_for_backward(x, y, step, limit)
         ctx.signed = signed
         return y
@@ -87,7 +89,7 @@ class _Uniform(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
         x, y, step, limit = ctx.saved_tensors
-        d, q = _scalars(x, step, limit)
+        _d, q = _scalars(x, step, limit)
         low = -q if ctx.signed else q * 0
         inside = _inside(g, x, low, q, ctx.signed)
         clipped = x.clamp(low, q)
@@ -106,7 +108,7 @@ def _scalars(x: Tensor, step: Tensor, limit: Tensor) -> tuple[Any, Any]:
 
 def _traced() -> bool:
     """Tell whether torch.export or torch.compile looks on, which know no numbers."""
-    return torch.compiler.is_compiling()
+    return bool(torch.compiler.is_compiling())
 
 
 def _inside(g: Tensor, x: Tensor, low: Any, high: Any, signed: bool) -> Tensor:
@@ -152,8 +154,8 @@ class _Power(torch.autograd.Function):
         x, y, step, limit, power = ctx.saved_tensors
         magnitude = torch.minimum(x.abs(), limit).clamp_min(LEAST_MAGNITUDE)
         inside = x.abs() < limit
-        warped = x.sign() * magnitude**power
-        slope = power * magnitude ** (power - 1)
+        warped = x.sign() * magnitude.pow(power)
+        slope = power * magnitude.pow(power - 1)
         by_limit = (g * x.sign() * slope).masked_fill(inside, 0)
         by_power = g * warped * magnitude.log()
         by_step = g * (y - warped) / step

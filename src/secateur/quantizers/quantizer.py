@@ -1,4 +1,4 @@
-"""Learned quantizers: a grid with a step, a range and a power, and the bits that follow from them."""
+"""Learned quantizers: a grid with step, range and power, and the bits that follow from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.sets.levels import best_scale
 POWERS = (0.5, 2.0)
 """Least and largest power of the warp."""
 
-FIT_SAMPLE = 2**14
+FIT_SAMPLE = 2**12
 """Values at most that a first grid is fitted to."""
 
 ROUNDING = 1e-3
@@ -36,12 +36,16 @@ class Quantizer(nn.Module):
     b: its step is q^t / (2^(b-1) - 1), while d goes on underneath with the gradient of that step.
     (Written onto d, the adjustment would undo every update that is smaller than a whole width.)
 
-    **Fixed bits** are one allowed width. There is no d then: the range is trained, and the step with
-    it. With a gradient scale of 1 / sqrt(n * largest level) for n values this is LSQ (Esser et al.,
-    arXiv 1902.08153), for one step per tensor or per channel.
+    **Fixed bits** are one allowed width. There is no d then: the range is trained, and the step
+    with it. With a gradient scale of 1 / sqrt(n * largest level) for n values this is LSQ (Esser et
+    al., arXiv 1902.08153), for one step per tensor or per channel.
 
-    A quantizer of activations waits for data: until a batch has come by in training it lets
-    everything pass as it is.
+    Levels that ADMM and its kin fit or train (``methods/latent.py``) are another thing: grids
+    without zero or of powers of two, on a fixed support, moved by whatever optimizer moves the
+    weights and with no parameter of their own. The search for the best first grid is the same.
+
+    A quantizer of activations waits for data: until a batch comes by in training it lets everything
+    pass as it is.
 
     Args:
         bits: width to begin with.
@@ -98,7 +102,12 @@ class Quantizer(nn.Module):
         if not self.widths:
             assert self.log2_step is not None
             return self.log2_step.exp2()
-        step = self.top / self.most_level(self._allowed())
+        *lower, last = self.widths
+        most: Tensor | int = self.most_level(last)
+        for width in reversed(lower):  # by tensors, so that it can be traced
+            fits = self.bits().detach() <= width + ROUNDING
+            most = torch.where(fits, self.most_level(width), most)
+        step = self.top / most
         if self.log2_step is not None:
             free = self.log2_step.exp2()
             step = step + (free - free.detach())
@@ -114,31 +123,22 @@ class Quantizer(nn.Module):
     @property
     def width(self) -> int:
         """Whole bits that hold every level."""
-        if self.widths:
-            return self._allowed()
-        most = self.largest_level()
-        return (2 * most if self.signed else most).bit_length()
+        return _width(self.largest_level(), self.signed)
 
     def largest_level(self) -> int:
         """Return the largest integer that the grid multiplies its step by."""
         return int(torch.round(self.top.detach() / self.step.detach()).max())
 
-    def _allowed(self) -> int:
-        if self.log2_step is None:
-            return self.widths[0]
-        least = float(self.bits().detach()) - ROUNDING
-        return next((width for width in self.widths if width >= least), self.widths[-1])
-
     def forward(self, x: Tensor) -> Tensor:
         """Return x on the grid, in its shape and dtype."""
-        if self.waits:
-            if self.training:
-                self.fit(x)
+        if self.waits and not self.training:
             return x
+        if self.waits:
+            self.fit(x)
         step, limit = self.step, self.limit
         if self.log2_step is None:
             # LSQ's gradient scale, on the range: the step is a fixed part of it
-            scale = (x.numel() / limit.numel() * self.most_level(self.width)) ** -0.5
+            scale = (x.numel() / limit.numel() * self.most_level(self.widths[0])) ** -0.5
             step, limit = _scaled(step, scale), _scaled(limit, scale)
         return quantize(x, step, limit, self.power, self.signed)
 
@@ -214,13 +214,19 @@ class FixedQuantizer(nn.Module):
     @property
     def width(self) -> int:
         """Whole bits that hold every level."""
-        most = int(self.most)
-        return (2 * most if self.signed else most).bit_length()
+        return _width(int(self.most), self.signed)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x on the grid, in its shape and dtype."""
         levels = torch.minimum(torch.round(x / self.step), self.most)
-        return (torch.maximum(levels, -self.most) if self.signed else torch.relu(levels)) * self.step
+        return (
+            torch.maximum(levels, -self.most) if self.signed else torch.relu(levels)
+        ) * self.step
+
+
+def _width(most: int, signed: bool) -> int:
+    """Return the bits that levels up to ``most`` take: ceil(log2(levels))."""
+    return (2 * most if signed else most).bit_length()
 
 
 def _scaled(value: Tensor, gradient: float) -> Tensor:

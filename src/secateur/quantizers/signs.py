@@ -54,8 +54,8 @@ def unsigned_inputs(model: nn.Module, example_input: Tensor) -> set[str]:
             found[layer] = found.get(layer, True) and node.args[0] in positive
         elif node.op == "call_function" and _is_positive(node, packet, positive):
             positive.add(node)
-        elif packet is not None and node.target._schema.is_mutable:  # type: ignore[union-attr]
-            positive.discard(node.args[0])  # type: ignore[arg-type]
+        elif packet is not None and node.target._schema.is_mutable:
+            positive.discard(node.args[0])
     return {layer for layer, unsigned in found.items() if unsigned}
 
 
