@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from secateur.cost.profile import Profile, profile
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, did_you_mean
 
 _FULL_BITS = 32
 
@@ -110,6 +110,7 @@ def inspect(
     example_input: Tensor | tuple[Any, ...],
     bits: tuple[int, int] = (_FULL_BITS, _FULL_BITS),
     first_last_bits: int | None = None,
+    layer_bits: Mapping[str, tuple[int, int]] | None = None,
 ) -> Cost:
     """Measure what a model costs as it stands. The model comes back untouched.
 
@@ -120,9 +121,12 @@ def inspect(
         bits: (weight bits, activation bits) of every layer that multiplies, from 1 to 32.
         first_last_bits: weight and activation bits of the first and the last layer, in the order
             of execution, that multiply.
+        layer_bits: (weight bits, activation bits) by module name, for layers with bits of their
+            own.
 
     Raises:
-        SecateurError: bits are out of range, or the model cannot run on the example input.
+        SecateurError: bits are out of range, a layer with bits of its own does not multiply, or
+            the model cannot run on the example input.
     """
     for bit_field, value in [
         ("weight_bits", bits[0]),
@@ -130,12 +134,20 @@ def inspect(
         ("first_last_bits", first_last_bits),
     ]:
         _check_bits(bit_field, value)
+    own_bits = dict(layer_bits or {})
+    for name, pair in own_bits.items():
+        for value in pair:
+            _check_bits(f"layer_bits.{name}", value)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     measured = profile(model, inputs)
+    for name in own_bits.keys() - measured.macs.keys():
+        raise SecateurError(
+            f"layer_bits: '{name}' is no module that multiplies.{did_you_mean(name, measured.macs)}"
+        )
     layers = []
     for name, module, own in _rows(model, measured):
-        layer_bits = _bits_of(name, measured, bits, first_last_bits)
-        layers.append(_layer(name, module, own, measured, layer_bits))
+        pair = own_bits.get(name) or _bits_of(name, measured, bits, first_last_bits)
+        layers.append(_layer(name, module, own, measured, pair))
     return Cost(tuple(layers), tuple(measured.uncounted), bits, first_last_bits)
 
 
