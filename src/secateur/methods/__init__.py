@@ -2,6 +2,7 @@
 
 from secateur.methods.admm import ADMM
 from secateur.methods.base import METHODS, Method, MethodOptions, Phase
+from secateur.methods.djpq import DJPQ
 from secateur.methods.gmp import GMP
 
-__all__ = ["ADMM", "GMP", "METHODS", "Method", "MethodOptions", "Phase"]
+__all__ = ["ADMM", "DJPQ", "GMP", "METHODS", "Method", "MethodOptions", "Phase"]
