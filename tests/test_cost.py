@@ -267,6 +267,15 @@ def test_several_inputs_are_a_tuple() -> None:
     assert inspect(layer, (torch.zeros(1, 3), torch.zeros(1, 4))).parameters == 65
 
 
+def test_layers_may_have_bits_of_their_own() -> None:
+    example = torch.zeros(1, 1, 28, 28)
+    plain = {each.name: each.macs for each in inspect(lenet5(), example).layers}
+    own = {"weight_bits": {"fc1": 2}, "activation_bits": {"fc1": 3}}
+    cost = inspect(lenet5(), example, (4, 8), first_last_bits=8, **own)
+    bits = {"conv1": 64, "conv2": 32, "fc1": 6, "fc2": 64}
+    assert cost.bops == sum(plain[name] * product for name, product in bits.items())
+
+
 def test_to_dict_is_json_with_the_stable_names(resnet18: nn.Module) -> None:
     cost = inspect(resnet18, torch.zeros(1, 3, 64, 64), bits=(8, 4))
     read = json.loads(json.dumps(cost.to_dict()))
@@ -288,6 +297,8 @@ def test_to_dict_is_json_with_the_stable_names(resnet18: nn.Module) -> None:
         ({"bits": (0, 8)}, "weight_bits: 0"),
         ({"bits": (8, 33)}, "activation_bits: 33"),
         ({"first_last_bits": -1}, "first_last_bits: -1"),
+        ({"weight_bits": {"fc1": 40}}, "weight_bits of fc1: 40"),
+        ({"activation_bits": {"fc9": 8}}, "activation_bits: .*'fc9'.*fc"),
         ({"example_input": torch.zeros(1, 2, 28, 28)}, "1x2x28x28"),
     ],
 )

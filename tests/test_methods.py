@@ -53,6 +53,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "srste decoupled": ("srste", {"decay": 1e-2, "mode": "decoupled", "anneal": 9, "interval": 4}),
     "srste after dense training": ("srste", {"mode": "decoupled", "precondition": 1}),
 }
+UNPROJECTED = {"djpq"}
+"""Methods that learn their grids and channels; each is tested in a file of its own."""
+
 TARGETS: list[ConstraintSet] = [
     Unstructured(density=0.2),
     Levels(2),
@@ -84,7 +87,7 @@ def through(model: nn.Module, method: Method, phases: tuple[Phase, ...]) -> None
 
 
 def test_every_method_has_a_row() -> None:
-    assert set(methods.METHODS) <= set(METHODS)
+    assert set(methods.METHODS) - UNPROJECTED <= set(METHODS)
 
 
 @every_method
@@ -316,7 +319,7 @@ torch.save(weights, f"rank{os.environ['RANK']}.pt")
 """
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", sorted(set(methods.METHODS) - UNPROJECTED))
 def test_two_processes_agree_and_write_once(name: str, tmp_path: Path) -> None:
     recipe = joint(name)
     del recipe["stages"][0]["bits"]  # scales are rounded after training, by the writing process

@@ -87,6 +87,12 @@ def compress(
     """
     started = time.perf_counter()
     recipe = load_recipe(completed(recipe, task))
+    for number, stage in enumerate(recipe.stages):
+        if why := METHODS[stage.method].unpackable:
+            raise RecipeError(
+                f"stages[{number}].method: '{stage.method}': {why}.\n"
+                f"Remedy: train in a loop of your own with secateur.methods.{stage.method.upper()}."
+            )
     folder = Path(out)
     accelerator = Accelerator()
     main = accelerator.is_main_process
@@ -121,7 +127,7 @@ def compress(
         accelerator,
         teacher=course.dense,
     )
-    trainer.run(_segments(recipe, course.plans), resume, course.before, course.after)
+    trainer.run(_segments(task, recipe, course.plans), resume, course.before, course.after)
     settled = settle(task.model, course.plans, course.notes)
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
@@ -275,11 +281,11 @@ def _plan(task: Task, recipe: Recipe, number: int) -> Plan:
         raise RecipeError(f"stages[{number}].{error}") from error
 
 
-def _segments(recipe: Recipe, plans: Sequence[Plan]) -> list[Segment]:
+def _segments(task: Task, recipe: Recipe, plans: Sequence[Plan]) -> list[Segment]:
     """Return dense training, unless trained weights are given, and every stage's phases."""
     segments = [] if recipe.weights else [_dense_segment(recipe)]
     for number, (stage, plan) in enumerate(zip(recipe.stages, plans, strict=True)):
-        method = METHODS[stage.method](plan, **stage.options.model_dump())
+        method = METHODS[stage.method](plan, task.example_input, **stage.options.model_dump())
         phases = method.phases()
         segments += [
             Segment(phase, number, method, opens=at == 0, closes=at == len(phases) - 1)

@@ -138,7 +138,7 @@ def spatial(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
 
 
 def pointwise(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
-    """An elementwise function: channels that meet in it are tied."""
+    """An elementwise function, of channels, which are tied where they meet, or of numbers alone."""
     if any(isinstance(a, fx.Node) for a in node.kwargs.values()) or any(
         isinstance(a, (list, tuple)) for a in node.args
     ):
@@ -148,11 +148,11 @@ def pointwise(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     parts = [_aligned(tracer.activations[place], ndim) for place in places]
     if not all(a.meta["val"].is_floating_point() for a in node.all_input_nodes):
         return False
-    base = max((p for p in parts if p.labels is not None), key=lambda p: p.labels.numel())  # type: ignore[union-attr]
-    assert base.labels is not None
+    labelled = [part for part in parts if part.labels is not None]
+    base = max(labelled or parts, key=lambda part: torch.Size(part.profile).numel())
     for part in parts:
         spread = any(b > 1 and r > 1 for b, r in zip(base.profile, part.shape, strict=True))
-        if part.profile == base.profile and part.labels is not None:
+        if part.profile == base.profile and base.labels is not None and part.labels is not None:
             tracer.ties.tie(base.labels, part.labels)
         elif spread or any(size > 1 for size in part.profile):
             return False

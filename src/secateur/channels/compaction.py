@@ -59,9 +59,9 @@ def compact(
         ChannelError: the model cannot be traced, or its code is bound to its present widths.
     """
     small = copy.deepcopy(model)
-    probes = _probes(example_input)
-    expected = [_run(small, probe) for probe in probes]
     graph = ChannelGraph(small, example_input)
+    probes = _probes(example_input, graph.rounds)
+    expected = [_run(small, probe) for probe in probes]
     biases = add_biases(graph)
     fold_constants(graph)
 
@@ -103,7 +103,7 @@ def shrink_to(
         spare(graph, removed, 1)
         return removed, []
 
-    return _cut(graph, select, _probes(example_input), None, [])
+    return _cut(graph, select, _probes(example_input, graph.rounds), None, [])
 
 
 def shrink(
@@ -218,19 +218,31 @@ def _notes(graph: ChannelGraph) -> list[str]:
     return lines
 
 
-def _probes(example_input: Tensor) -> list[Tensor]:
-    """Return the example and, since that may be all zeros, noise of its shape."""
+def _probes(example_input: Tensor, rounds: bool) -> list[Tensor]:
+    """Return the example and, since that may be all zeros, noise of its shape.
+
+    Where the network rounds, both are in double precision: a sum over fewer channels differs in its
+    last digit, and may then fall to the other side of a step.
+    """
     if not example_input.is_floating_point():
         return [example_input]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(example_input.shape, generator=generator)
-    return [example_input, noise.to(example_input)]
+    probes = [example_input, noise.to(example_input)]
+    return [probe.double() for probe in probes] if rounds else probes
 
 
 def _run(model: nn.Module, probe: Tensor, weights: dict[str, Tensor] | None = None) -> list[Tensor]:
-    """Return the outputs in evaluation mode, some weights replaced."""
+    """Return the outputs in evaluation mode, in the precision of the probe.
+
+    Args:
+        weights: tensors to use instead of the model's own.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **(weights or {})}
+    if probe.dtype == torch.float64:
+        tensors = {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}
     with evaluating(model):
-        outputs = pytree.tree_leaves(torch.func.functional_call(model, weights or {}, (probe,)))
+        outputs = pytree.tree_leaves(torch.func.functional_call(model, tensors, (probe,)))
     return [output for output in outputs if isinstance(output, Tensor)]
 
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from secateur.channels import between, layers
 from secateur.channels.flow import Flow
 from secateur.channels.layer import Layer
+from secateur.channels.operators import ROUNDINGS
 from secateur.channels.steps import Weights
-from secateur.channels.trace import Handler, Tracer, export
+from secateur.channels.trace import Handler, Tracer, export, settled
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class ChannelGraph:
 
     Args:
         model: any module that ``torch.export`` can trace. It is traced in evaluation mode and
-            left as it is; the graph holds it to look up its current weights.
+            left as it is; the graph holds it to look up its current weights. Of one with
+            parametrized weights it holds a copy with these weights as they are now.
         example_input: one batch.
 
     Attributes:
@@ -77,6 +79,7 @@ class ChannelGraph:
     """
 
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
+        model = settled(model)
         self.model, self.example_input = model, example_input
         handlers: dict[Any, Handler] = {**layers.HANDLERS, **between.HANDLERS}
         tracer = Tracer(model, handlers, between.pointwise)
@@ -89,6 +92,12 @@ class ChannelGraph:
         rigid = [self.classes[labels.flatten()] for labels in tracer.rigid]
         self.rigid = torch.unique(torch.cat(rigid)) if rigid else torch.zeros(0, dtype=torch.long)
         self.groups = self._groups()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the network rounds activations, as one with quantizers does."""
+        functions = (getattr(step, "function", None) for step in self.steps)
+        return any(getattr(each, "overloadpacket", None) in ROUNDINGS for each in functions)
 
     @property
     def count(self) -> int:

@@ -16,6 +16,9 @@ POINTWISE = frozenset({aten.hardswish, aten.hardswish_})
 PRODUCTS = frozenset({aten.mul, aten.mul_})
 """Operators for which a zero on one side is a zero."""
 
+ROUNDINGS = frozenset({aten.round, aten.round_, aten.floor, aten.floor_, aten.ceil, aten.ceil_})
+"""Operators in which the last digit of a sum may become a whole step."""
+
 IDENTITIES = frozenset(
     {
         aten.alias,

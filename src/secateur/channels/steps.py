@@ -89,6 +89,17 @@ class Step:
 
 
 @dataclass(eq=False)
+class Number(Step):
+    """A parameter or buffer of one element, such as the step of a quantizer: a constant."""
+
+    tensor: str
+
+    def forward(self, inputs: Sequence[Emission], weights: Weights) -> Emission:
+        value = _double(weights[self.tensor]).view(self.profile)
+        return Emission.of(value.isfinite(), value)
+
+
+@dataclass(eq=False)
 class Pointwise(Step):
     """An elementwise function: constant where all its inputs are."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -10,10 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
+from secateur import parametrized
 from secateur.channels import operators as ops
 from secateur.channels.layer import Layer
-from secateur.channels.steps import Norm, Profile, Step
+from secateur.channels.steps import Norm, Number, Pointwise, Profile, Step
 from secateur.channels.ties import Ties
 from secateur.errors import ChannelError
 
@@ -59,6 +62,18 @@ def export(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProg
                 f"model: torch.export cannot trace {type(model).__name__}: {first}\n"
                 "Its channels cannot be followed; make forward() free of branches on tensor values."
             ) from error
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """Return the model, or a copy with its parametrized weights as they are, if it has some."""
+    if not any(parametrize.is_parametrized(module) for module in model.modules()):
+        return model
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrized.settle(module, name)
+    return copied
 
 
 @contextmanager
@@ -126,7 +141,11 @@ class Tracer:
         self._settle()
 
     def _source(self, node: fx.Node) -> None:
-        self.add(node, Step(node.name, (), (1,) * getattr(node.meta.get("val"), "ndim", 0)))
+        value = node.meta.get("val")
+        profile = (1,) * getattr(value, "ndim", 0)
+        single = node in self.tensors and value.numel() == 1 and value.is_floating_point()  # type: ignore[union-attr]
+        step = Number(node.name, (), profile, self.tensors[node]) if single else None
+        self.add(node, step or Step(node.name, (), profile))
 
     def _call(self, node: fx.Node) -> None:
         function: Any = node.target
@@ -139,8 +158,11 @@ class Tracer:
         handler = self._handlers.get(packet)
         if handler is None and packet is not None and ops.is_pointwise(function):
             handler = self._pointwise
-        labelled = any(self.activations[i].labels is not None for i in self.inputs(node))
-        followed = handler is not None and (labelled or packet in ops.LAYERS)
+        inputs = self.inputs(node)
+        labelled = any(self.activations[i].labels is not None for i in inputs)
+        single = bool(inputs) and all(isinstance(self.steps[i], Number | Pointwise) for i in inputs)
+        known = labelled or packet in ops.LAYERS or (single and handler is self._pointwise)
+        followed = handler is not None and known
         call = ops.named_arguments(function, node.args, node.kwargs) if followed else {}
         if handler is None or not followed or not handler(self, node, call):
             self._unknown(node)

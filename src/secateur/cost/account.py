@@ -126,6 +126,7 @@ def inspect(
     bits: tuple[int, int] = (FULL_BITS, FULL_BITS),
     first_last_bits: int | None = None,
     weight_bits: Mapping[str, int] | None = None,
+    activation_bits: Mapping[str, int] | None = None,
 ) -> Cost:
     """Measure what a model costs as it stands. The model comes back untouched.
 
@@ -138,6 +139,7 @@ def inspect(
             of execution, that multiply.
         weight_bits: by name of a layer whose weights have bits of their own, these bits, as
             :func:`bits_by_layer` tells them of a quantized network. They come before all others.
+        activation_bits: the same for what layers read.
 
     Raises:
         SecateurError: bits are out of range or of no layer, or the model cannot run on the
@@ -148,16 +150,21 @@ def inspect(
         ("activation_bits", bits[1]),
         ("first_last_bits", first_last_bits),
         *((f"weight_bits of {layer}", value) for layer, value in (weight_bits or {}).items()),
+        *((f"activation_bits of {layer}", v) for layer, v in (activation_bits or {}).items()),
     ]:
         _check_bits(bit_field, value)
-    _check_layers(weight_bits or {}, model)
+    _check_layers("weight_bits", weight_bits or {}, model)
+    _check_layers("activation_bits", activation_bits or {}, model)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     measured = profile(model, inputs)
     layers = []
     for name, module, own in _rows(model, measured):
-        all_weights, activations = _bits_of(name, measured, bits, first_last_bits)
-        layer_bits = (weight_bits or {}).get(name, all_weights), activations
-        layers.append(_layer(name, module, own, measured, layer_bits))
+        weights, activations = _bits_of(name, measured, bits, first_last_bits)
+        own_bits = (
+            (weight_bits or {}).get(name, weights),
+            (activation_bits or {}).get(name, activations),
+        )
+        layers.append(_layer(name, module, own, measured, own_bits))
     return Cost(tuple(layers), tuple(measured.uncounted), bits, first_last_bits)
 
 
@@ -175,12 +182,12 @@ def bits_by_layer(quantized: Mapping[str, Quantized]) -> dict[str, int]:
     }
 
 
-def _check_layers(names: Iterable[str], model: nn.Module) -> None:
+def _check_layers(bit_field: str, names: Iterable[str], model: nn.Module) -> None:
     known = [name for name, _ in model.named_modules()]
     for name in names:
         if name not in known:
             raise SecateurError(
-                f"weight_bits: there is no layer '{name}'.{did_you_mean(name, known)}"
+                f"{bit_field}: there is no layer '{name}'.{did_you_mean(name, known)}"
             )
 
 

@@ -26,6 +26,7 @@ from secateur.engine.progress import Progress
 from secateur.engine.teacher import Teacher
 from secateur.errors import SecateurError
 from secateur.methods import FrozenAdam, Method, Phase
+from secateur.quantizers import reattach, signatures
 from secateur.task import Task
 
 
@@ -149,7 +150,9 @@ class Trainer:
         if saved:
             for kept in saved["kept"]:
                 self._cut(kept)
-            self.task.model.load_state_dict(saved["model"])
+            # what a method adds to the network is there once it is attached
+            reattach(self.task.model, saved["inputs"].items())
+            self.task.model.load_state_dict(saved["model"], strict=False)
             self.history[:] = saved["history"]
         total = sum(segment.phase.epochs for segment in segments)
         distilled = sum(each.phase.epochs for each in segments if each.phase.distill)
@@ -198,8 +201,10 @@ class Trainer:
         phase, method = segment.phase, segment.method
         if method and (segment.opens or saved):
             method.attach(self.task.model)
-        optimizer = self.accelerator.prepare_optimizer(self._optimizer(phase.frozen))
+            self._prepare()
+        optimizer = self.accelerator.prepare_optimizer(self._optimizer(method, phase.frozen))
         if saved:
+            self.task.model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             if method:
                 method.load_state_dict(saved["method"])
@@ -240,6 +245,7 @@ class Trainer:
                 method.step()  # an average of members need not be one
         if method and segment.closes:
             method.finalize()
+            self._prepare()
 
     def _epoch(
         self,
@@ -258,7 +264,7 @@ class Trainer:
         for step, (inputs, targets, *goals) in enumerate(loader):
             rate = self._rate(segment.phase, epoch * len(self.loader) + step)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)
             logits = self.model(inputs)
             loss = self.task.loss(logits, targets)
             if teacher:
@@ -303,14 +309,15 @@ class Trainer:
             average.load_state_dict(saved["average"])
         return average
 
-    def _optimizer(self, frozen: bool) -> torch.optim.Optimizer:
+    def _optimizer(self, method: Method | None, frozen: bool) -> torch.optim.Optimizer:
         """Return a fresh optimizer: moments from before a projection must not outlive it.
 
         Args:
+            method: that says which parameters are trained, and how fast.
             frozen: whether Adam keeps the second moments of the last one.
         """
         o = self.options
-        parameters = self.model.parameters()
+        parameters: Any = method.parameter_groups(o.lr) if method else self.model.parameters()
         if o.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, o.lr, momentum=o.momentum, weight_decay=o.weight_decay, fused=True
@@ -336,6 +343,7 @@ class Trainer:
                 "segment": number,
                 "epochs": epochs,
                 "kept": self.kept,
+                "inputs": signatures(self.task.model),
                 "model": self.task.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "method": method.state_dict() if method else None,

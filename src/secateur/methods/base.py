@@ -76,6 +76,7 @@ class Method(ABC):
 
     Args:
         target: a constraint set for every convolution and linear layer, or a plan by layer.
+        example_input: one batch, for methods that look at how the network is connected.
         options: fields of the method's ``Options``.
 
     Raises:
@@ -85,9 +86,16 @@ class Method(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type[MethodOptions]]
+    default_sets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"unstructured": {}}
+    """The sets of a stage that names none, and their options where it states none."""
 
-    def __init__(self, target: ConstraintSet | Plan, **options: Any) -> None:
-        self.target = target
+    unpackable: ClassVar[str] = ""
+    """Why a packed file cannot hold what it makes; empty if it can."""
+
+    def __init__(
+        self, target: ConstraintSet | Plan, example_input: Tensor | None = None, **options: Any
+    ) -> None:
+        self.target, self.example_input = target, example_input
         try:
             self.options = self.Options(**options)
         except ValidationError as error:
@@ -105,9 +113,17 @@ class Method(ABC):
         plan = target if isinstance(target, Plan) else build_plan(model, target)
         self.plan = plan.fitted(model)
         self.model = model
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))
         self.weights = {row.parameter: parameters[row.parameter] for row in self.plan.compressed}
         return self
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Return the attached model's parameters as an optimizer takes them.
+
+        Args:
+            lr: learning rate. A group may have a multiple of it, its ``lr_scale``.
+        """
+        return [{"params": list(self.model.parameters()), "lr": lr, "lr_scale": 1.0}]
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:

@@ -113,7 +113,8 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
         problems.not_a_map(path, raw, (*FIXED, *TARGETS))
         return None
     method = _known(raw.get("method"), METHODS, join(path, "method"), "method", problems)
-    names = _set_names(raw.get("set", Unstructured.name), join(path, "set"), problems)
+    default = METHODS[method].default_sets if method else {Unstructured.name: {}}
+    names = _set_names(raw.get("set", list(default)), join(path, "set"), problems)
     scope = _known(raw.get("scope", "global"), SCOPES, join(path, "scope"), "scope", problems)
     metric = _known(raw.get("metric", "plain"), METRICS, join(path, "metric"), "metric", problems)
     path_aware = raw.get("path_aware", False)
@@ -148,7 +149,8 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
     allocation = problems.validate(
         AllocationChoice, raw.get("allocation", {}), join(path, "allocation")
     )
-    sets = _checked({name: given.get(name, {}) for name in names}, places, problems)
+    given = {name: {**default.get(name, {}), **given.get(name, {})} for name in names}
+    sets = _checked(given, places, problems)
     if len(problems.found) > before or options is None:
         return None
     layers = _parse_layers(raw.get("layers"), sets, join(path, "layers"), problems)

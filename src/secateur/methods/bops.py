@@ -1,0 +1,124 @@
+"""Bit operations of a network in training, with gradients by gates and bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.channels import ChannelGraph
+from secateur.cost import inspect
+from secateur.gates import Gate, Gated
+from secateur.quantizers import Quantizer, input_quantizer, weight_quantizer
+
+FULL_BITS = 32
+
+
+@dataclass(frozen=True)
+class Product:
+    """One layer that multiplies.
+
+    Attributes:
+        name: of the module.
+        macs: multiply-accumulates with all channels, for one image.
+        given: int64, the class of each input channel; None where it does not count, as in a
+            depthwise convolution, whose inputs are its outputs.
+        made: int64, the class of each output channel; None for an operation without channels.
+    """
+
+    name: str
+    macs: int
+    given: Tensor | None
+    made: Tensor | None
+
+
+class BopCount:
+    """BOPs = sum over layers of MACs x inputs kept x outputs kept x weight bits x input bits.
+
+    Channels count as kept or pruned on both sides of a layer, and nothing but multiplications
+    counts, at 32 bits where nothing is quantized. The first and the last layer count like all.
+
+    Args:
+        graph: of the model, before anything was attached to it.
+        products: its layers that multiply.
+
+    Attributes:
+        gates: of :func:`~secateur.gates.attach_gates`; none until they are given.
+        dense: BOPs of the whole network at 32 bits, for one image.
+    """
+
+    def __init__(self, graph: ChannelGraph, products: Sequence[Product]) -> None:
+        self.model, self.products = graph.model, products
+        self.classes = graph.count
+        self.gates: Sequence[Gated] = ()
+        self.dense = sum(each.macs for each in products) * FULL_BITS**2
+        device = next(self.model.parameters()).device
+        shares = torch.zeros(2 * len(products), self.classes)
+        for row, product in enumerate(products):
+            for side, classes in enumerate((product.given, product.made)):
+                if classes is not None:
+                    ones = torch.ones(len(classes)) / len(classes)
+                    shares[2 * row + side].index_add_(0, classes, ones)
+        self._shares = shares.to(device)
+        self._alone = (shares.sum(1) == 0).float().to(device)
+        self._macs = torch.tensor([float(each.macs) for each in products], device=device)
+
+    @classmethod
+    def of(cls, graph: ChannelGraph) -> BopCount:
+        """Count the multiply-accumulates of the model of a graph as it is now."""
+        layers = {each.module: each for each in graph.layers}
+        batch = len(graph.example_input)
+        products = []
+        for row in inspect(graph.model, graph.example_input).layers:
+            given, made = (graph.sides.get((row.name, side)) for side in ("in", "out"))
+            layer = layers.get(row.name)
+            if layer is not None and layer.groups > 1 and layer.groups == layer.width:
+                given = None
+            if row.macs:
+                products.append(Product(row.name, row.macs // batch, given, made))
+        return cls(graph, products)
+
+    def soft(self) -> Tensor:
+        """Return the BOPs as a share of the dense network's, a scalar with gradients."""
+        kept = self._kept(lambda gate: gate.keep_prob())
+        sides = (self._shares @ kept + self._alone).view(-1, 2).prod(1)
+        bits = torch.stack([self._bits(product.name) for product in self.products])
+        return sides * self._macs @ bits / self.dense
+
+    def hard(self) -> int:
+        """Return the BOPs for one image with whole bits and whole channels."""
+        kept = self._kept(lambda gate: gate.open().float()).bool().cpu()
+        widths, total = self.widths(), 0
+        for product in self.products:
+            macs = product.macs
+            for classes in (product.given, product.made):
+                if classes is not None:
+                    macs = macs * int(kept[classes].sum()) // len(classes)
+            weights, inputs = widths.get(product.name, (FULL_BITS, FULL_BITS))
+            total += macs * weights * inputs
+        return total
+
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Return (weight bits, input bits) of every layer that multiplies, in whole bits."""
+        found = {}
+        for product in self.products:
+            layer = self.model.get_submodule(product.name)
+            pair = (weight_quantizer(layer), input_quantizer(layer))
+            weights, inputs = (FULL_BITS if each is None else each.width for each in pair)
+            found[product.name] = (weights, inputs)
+        return found
+
+    def _bits(self, name: str) -> Tensor:
+        """Return weight bits x input bits of a layer."""
+        layer, product = self.model.get_submodule(name), self._shares.new_ones(())
+        for grid in (weight_quantizer(layer), input_quantizer(layer)):
+            product = product * (grid.bits() if isinstance(grid, Quantizer) else FULL_BITS)
+        return product
+
+    def _kept(self, of: Callable[[Gate], Tensor]) -> Tensor:
+        kept = torch.ones(self.classes, device=self._shares.device)
+        for gate, classes, _ in self.gates:
+            kept = kept.index_put((classes.to(kept.device),), of(gate))
+        return kept

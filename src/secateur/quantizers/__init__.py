@@ -1,0 +1,37 @@
+"""Learned quantizers of weights and activations, and how they are attached to a network.
+
+Quantizer(8, power=True)                           # DJPQ: step, range and power; bits follow
+Quantizer(4, widths=(4,), channels=64)             # LSQ at 4 bits, one step per channel
+attach_weight(layer, ...), attach_input(layer, ...)
+"""
+
+from __future__ import annotations
+
+from secateur.quantizers.attach import (
+    attach_input,
+    attach_weight,
+    input_quantizer,
+    reattach,
+    settle_input,
+    settle_weight,
+    signatures,
+    weight_quantizer,
+)
+from secateur.quantizers.functional import quantize
+from secateur.quantizers.quantizer import FixedQuantizer, Quantizer
+from secateur.quantizers.signs import unsigned_inputs
+
+__all__ = [
+    "FixedQuantizer",
+    "Quantizer",
+    "attach_input",
+    "attach_weight",
+    "input_quantizer",
+    "quantize",
+    "reattach",
+    "settle_input",
+    "settle_weight",
+    "signatures",
+    "unsigned_inputs",
+    "weight_quantizer",
+]

@@ -1,0 +1,94 @@
+"""Quantizers on the layers of a network, which stays a plain module with a few more tensors.
+
+Weights are quantized by ``torch.nn.utils.parametrize``, inputs of a layer by a forward pre-hook
+that runs its child ``input_quantizer``. The hook is a function and finds that child through the
+layer that it is given, so copies of a network have quantizers of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from secateur import parametrized
+from secateur.quantizers.quantizer import FixedQuantizer, Quantizer
+
+INPUT = "input_quantizer"
+"""Name of the child that quantizes what a layer reads."""
+
+
+def attach_weight(layer: nn.Module, quantizer: Quantizer) -> None:
+    """Quantize the weight of a layer from now on; its range is fitted to the weight as it is."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    quantizer.to(weight).fit(weight)
+    parametrize.register_parametrization(layer, "weight", quantizer)
+
+
+def attach_input(layer: nn.Module, quantizer: Quantizer | FixedQuantizer) -> None:
+    """Quantize what a layer reads from now on, instead of as it may have been before."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if input_quantizer(layer) is None:
+        layer.register_forward_pre_hook(_quantize_input)
+    setattr(layer, INPUT, quantizer.to(weight))
+
+
+def _quantize_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (getattr(layer, INPUT)(inputs[0]), *inputs[1:])
+
+
+def weight_quantizer(layer: nn.Module) -> Quantizer | None:
+    """Return the quantizer of a layer's weight, if it has one."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    (quantizer,) = layer.parametrizations["weight"]  # type: ignore[index]
+    assert isinstance(quantizer, Quantizer)
+    return quantizer
+
+
+def input_quantizer(layer: nn.Module) -> Quantizer | FixedQuantizer | None:
+    """Return the quantizer of what a layer reads, if it has one."""
+    found = getattr(layer, INPUT, None)
+    assert found is None or isinstance(found, Quantizer | FixedQuantizer)
+    return found
+
+
+def settle_weight(layer: nn.Module) -> None:
+    """Leave the quantized weight of a layer in place of its quantizer; a parameter as before."""
+    parametrized.settle(layer, "weight")
+
+
+def settle_input(layer: nn.Module) -> None:
+    """Fix the grid of what a layer reads, or drop a quantizer that has never seen data."""
+    quantizer = input_quantizer(layer)
+    assert isinstance(quantizer, Quantizer)
+    if not quantizer.waits:
+        setattr(layer, INPUT, FixedQuantizer.of(quantizer))
+        return
+    delattr(layer, INPUT)
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if hook is _quantize_input:
+            del layer._forward_pre_hooks[key]
+
+
+def signatures(model: nn.Module) -> dict[str, bool]:
+    """Return which layers read through a fixed grid, by name, and whether the grid is signed."""
+    found = ((name, input_quantizer(module)) for name, module in model.named_modules())
+    return {name: each.signed for name, each in found if isinstance(each, FixedQuantizer)}
+
+
+def reattach(model: nn.Module, signed: Iterable[tuple[str, bool]]) -> None:
+    """Give a freshly built network the fixed grids that another one has; load its tensors next.
+
+    Args:
+        model: changed in place.
+        signed: pairs of :func:`signatures` of the other network.
+    """
+    for name, sign in signed:
+        layer = model.get_submodule(name)
+        if input_quantizer(layer) is None:
+            attach_input(layer, FixedQuantizer(1.0, 1, sign))
