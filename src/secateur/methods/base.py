@@ -164,7 +164,8 @@ class Method(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`; the model must hold its saved weights, loaded once before
+        :meth:`attach`, which looks at zeros, and once more after it."""
 
     def members(self) -> dict[str, Tensor]:
         """Return the planned weights as they would be if projected now."""

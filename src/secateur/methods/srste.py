@@ -229,8 +229,7 @@ class SRSTE(RetrainedMethod):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`; the model must have held its saved weights at ``attach``."""
-        self._unmask()
+        """Restore :meth:`state_dict`."""
         self.rest, self.masks = dict(state["rest"]), dict(state["masks"])
         self.first, self.flips = dict(state["first"]), dict(state["flips"])
         self.count, self.hard = state["count"], state["hard"]
