@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from interleaved import interleaved
 from runs import RESULTS
 from torch import nn
 
@@ -62,19 +61,7 @@ def measure(build: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
     """Return the median seconds of a block, dense and by target, and the ratios to dense."""
     blocks = {"dense": stepper(build, None)}
     blocks |= {name: stepper(build, target) for name, target in TARGETS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in blocks}
-    for number in range(rounds + 1):
-        for name, block in blocks.items():
-            start = time.perf_counter()
-            block()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(values, seconds["dense"], strict=True))
-        for name, values in seconds.items()
-    }
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {"seconds": medians, "ratio": ratios}
+    return interleaved(blocks, rounds)
 
 
 def main() -> None:

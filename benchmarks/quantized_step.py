@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from interleaved import interleaved
 from runs import RESULTS
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -98,24 +97,11 @@ def main() -> None:
             ).attach(model)
         )
     steps["torch.ao learnable fake quantization"] = stepper(learnable_fake_quantization)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(options.rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - start)
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(values, seconds["dense"], strict=True))
-        for name, values in seconds.items()
-    }
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    measured = interleaved(steps, options.rounds)
     results = {"threads": options.threads, "rounds": options.rounds, "batch": BATCH}
-    for name, ratio in ratios.items():
-        print(f"{name}: {medians[name]:.3f} s, {ratio:.2f}x")
-    (RESULTS / "quantized-step.json").write_text(
-        json.dumps({**results, "seconds": medians, "ratio": ratios}, indent=1)
-    )
+    for name, ratio in measured["ratio"].items():
+        print(f"{name}: {measured['seconds'][name]:.3f} s, {ratio:.2f}x")
+    (RESULTS / "quantized-step.json").write_text(json.dumps({**results, **measured}, indent=1))
 
 
 if __name__ == "__main__":

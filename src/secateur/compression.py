@@ -87,12 +87,7 @@ def compress(
     """
     started = time.perf_counter()
     recipe = load_recipe(completed(recipe, task))
-    for number, stage in enumerate(recipe.stages):
-        if why := METHODS[stage.method].unpackable:
-            raise RecipeError(
-                f"stages[{number}].method: '{stage.method}': {why}.\n"
-                f"Remedy: train in a loop of your own with secateur.methods.{stage.method.upper()}."
-            )
+    _refuse_unpackable(recipe)
     folder = Path(out)
     accelerator = Accelerator()
     main = accelerator.is_main_process
@@ -195,6 +190,16 @@ def completed(recipe: Any, task: Task | None) -> Any:
     if task is None or not isinstance(recipe, Mapping):
         return recipe
     return {"name": task.name, "model": task.reference or "task:model", "data": "task", **recipe}
+
+
+def _refuse_unpackable(recipe: Recipe) -> None:
+    """Raise if a stage would make what a packed file cannot hold."""
+    for number, stage in enumerate(recipe.stages):
+        if why := METHODS[stage.method].unpackable:
+            raise RecipeError(
+                f"stages[{number}].method: '{stage.method}': {why}.\n"
+                f"Remedy: train in a loop of your own with secateur.methods.{stage.method.upper()}."
+            )
 
 
 def _refuse_unfinished(folder: Path) -> None:

@@ -190,7 +190,7 @@ class Trainer:
         self._prepare()
 
     def _prepare(self) -> None:
-        # On an AVX2 core a step of LeNet-5 takes 26 ms with channels-last weights, 43 ms without.
+        # On one core a step of LeNet-5 takes 26 ms with channels-last weights, 43 ms without.
         self.task.model.to(memory_format=torch.channels_last)
         self.model = self.accelerator.prepare_model(self.task.model)
 
