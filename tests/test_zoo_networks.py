@@ -182,8 +182,44 @@ def test_every_network_takes_small_images_by_name_and_comes_back_from_a_file(
     reference = f"secateur.zoo:{name}"
     packed.save(tmp_path / "m", network, {}, reference=reference, arguments=arguments)
     again = packed.load(tmp_path / "m").eval()
-    for side in (28,) if name.startswith("lenet") else (28, 32):
+    for side in (28,) if name in ("lenet5", "lenet5_wide", "vit_tiny") else (28, 32):
         images = torch.randn(2, arguments.get("channels", 1), side, side)
         with torch.no_grad():
             assert network(images).shape == (2, 4)
             assert torch.equal(again(images), network(images))
+
+
+def test_vit_computes_what_torch_does() -> None:
+    torch.manual_seed(0)
+    network = zoo.vit_tiny(side=8, width=24, depth=3, heads=2).eval()
+    images = torch.randn(2, 1, 8, 8)
+    tokens = images.unfold(2, 4, 4).unfold(3, 4, 4).flatten(4).flatten(1, 3)  # 4 patches, 16 pixels
+    tokens = tokens @ network.patches.weight.flatten(1).T + network.patches.bias + network.positions
+    for block in network.blocks:
+        layer = nn.TransformerEncoderLayer(24, 2, 96, 0, "gelu", batch_first=True, norm_first=True)
+        own = dict(block.named_parameters())
+        names = {"self_attn.in_proj_": "qkv.", "self_attn.out_proj.": "proj."}
+        names |= {"linear1.": "fc1.", "linear2.": "fc2.", "norm1.": "norm1.", "norm2.": "norm2."}
+        layer.load_state_dict(
+            {t + k: own[s + k] for t, s in names.items() for k in ("weight", "bias")}
+        )
+        tokens = layer.train()(tokens)
+    average = functional.layer_norm(tokens, (24,), network.norm.weight, network.norm.bias).mean(1)
+    torch.testing.assert_close(network(images), network.head(average))
+
+
+def test_vit_tiny_in_closed_form() -> None:
+    network, images = zoo.vit_tiny(), torch.zeros(1, 1, 28, 28)
+    products = 12 * (49 * 12 * 192**2 + 2 * 49**2 * 192)  # twelve blocks: matrices, attention
+    cost = inspect(network, images)
+    assert cost.macs == products + 49 * 16 * 192 + 192 * 10
+    assert cost.uncounted == ()
+    assert matrices(network) == 12 * 12 * 192**2 + 16 * 192 + 192 * 10 + 49 * 192
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"patch": 5}, "patch, side"), ({"heads": 5}, "heads, width")]
+)
+def test_vit_that_cannot_be(changes: dict[str, int], named: str) -> None:
+    with pytest.raises(SecateurError, match=named):
+        zoo.vit_tiny(**changes)
