@@ -109,6 +109,14 @@ def test_inspect_of_a_packed_file(tmp_path: Path, as_folder: bool) -> None:
     assert "431,080" in run("inspect", target).stdout
 
 
+def test_inspect_calls_with_the_arguments_that_are_set() -> None:
+    shape = ["--input", "1x3x32x32", "--set", "channels=3"]
+    found = json.loads(run("inspect", "secateur.zoo:vgg7", *shape, "--json").stdout)
+    assert found["total"]["bops"] == pytest.approx(630.7e9, abs=0.06e9)
+    average = run("inspect", "secateur.zoo:vgg7", *shape, "--set", "head=average", "--json").stdout
+    assert json.loads(average)["total"]["bops"] == pytest.approx(622.7e9, abs=0.06e9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -124,6 +132,9 @@ def test_inspect_of_a_packed_file(tmp_path: Path, as_folder: bool) -> None:
         (["garbage.secateur"], "garbage.secateur"),
         (["torch:tensor"], "torch:tensor() failed"),
         (["builtins:dict"], "not a torch.nn.Module"),
+        (["secateur.zoo:vgg7", "--set", "channels"], "'channels' is not key=value"),
+        (["secateur.zoo:vgg7", "--set", "depth=3"], "depth"),
+        (["garbage.secateur", "--set", "channels=3"], "'garbage.secateur' is stored"),
     ],
 )
 def test_inspect_of_what_cannot_be(

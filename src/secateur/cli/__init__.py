@@ -16,6 +16,7 @@ from secateur._version import __version__
 from secateur.cli import modelled
 from secateur.cli.shared import (
     ActivationBits,
+    Arguments,
     AsJson,
     FirstLastBits,
     InputShape,
@@ -203,7 +204,7 @@ def compare(
         "secateur inspect runs/demo",
         "secateur inspect runs/demo --encodings",
         "secateur inspect torchvision.models:resnet18 --input 1x3x224x224 --json",
-        "secateur inspect my_models:net --input 1x3x32x32 --weight-bits 4 --activation-bits 8",
+        "secateur inspect secateur.zoo:vgg7 --set channels=3 --input 1x3x32x32 --weight-bits 4",
     )
 )
 def inspect(
@@ -212,6 +213,7 @@ def inspect(
         bool,
         typer.Option("--encodings", help="Also what its weights take as platforms encode them."),
     ] = False,
+    arguments: Arguments = None,
     input_shape: InputShape = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = 32,
@@ -227,7 +229,7 @@ def inspect(
     from secateur.report.storage import storage_tables
     from secateur.report.terminal import cost_table
 
-    opened = open_target(target, trust)
+    opened = open_target(target, trust, arguments)
     example, bits = opened.example(input_shape), opened.bits(weight_bits, activation_bits)
     measured = cost.inspect(opened.model, example, bits, first_last_bits, opened.weight_bits)
     storage = cost.storage_table(opened.model, opened.quantized).to_dict() if encodings else None
@@ -252,6 +254,7 @@ def inspect(
 )
 def breakeven(
     target: Target,
+    arguments: Arguments = None,
     input_shape: InputShape = None,
     threads: Annotated[
         int, typer.Option(help="Threads of each form; 1 is disturbed least by other programs.")
@@ -270,7 +273,7 @@ def breakeven(
     from secateur.cli.target import example_input, open_target
     from secateur.report.breakeven import breakeven_tables, write_page
 
-    opened = open_target(target, trust)
+    opened = open_target(target, trust, arguments)
     inputs = example_input(input_shape or opened.input_shape)
     found = measure.breakeven(opened.model, inputs, threads, seconds)
     if out is not None:

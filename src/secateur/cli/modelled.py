@@ -9,6 +9,7 @@ import typer
 from secateur.cli.shared import (
     TARGET_HELP,
     ActivationBits,
+    Arguments,
     AsJson,
     FirstLastBits,
     InputShape,
@@ -42,6 +43,7 @@ def platforms(
             help="Name, or YAML file of your own; repeatable. Shows layers too. All by default.",
         ),
     ] = None,
+    arguments: Arguments = None,
     input_shape: InputShape = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = 32,
@@ -63,7 +65,7 @@ def platforms(
         else:
             console().print(modelled.platform_list(chosen))
         return
-    opened = open_target(target, trust)
+    opened = open_target(target, trust, arguments)
     example, dense = opened.example(input_shape), opened.dense()
     bits = opened.bits(weight_bits, activation_bits)
     network = workload(opened.model, example, bits, first_last_bits, opened.weight_bits)
@@ -99,6 +101,7 @@ def energy(
         bool,
         typer.Option("--measure", help="Also run it here for ten seconds and read the counters."),
     ] = False,
+    arguments: Arguments = None,
     input_shape: InputShape = None,
     weight_bits: WeightBits = None,
     activation_bits: ActivationBits = 32,
@@ -113,7 +116,7 @@ def energy(
     from secateur.cost.energy import energy as model_energy
     from secateur.report.modelled import energy_table, measured_text
 
-    opened = open_target(target, trust)
+    opened = open_target(target, trust, arguments)
     example, bits = opened.example(input_shape), opened.bits(weight_bits, activation_bits)
     found = model_energy(
         opened.model, example, bits, first_last_bits, node, skip_zeros, opened.weight_bits

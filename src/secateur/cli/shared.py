@@ -14,6 +14,15 @@ InputShape = Annotated[
     str | None,
     typer.Option("--input", metavar="1x3x224x224", help="Shape of one input batch."),
 ]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Argument of module:callable, such as width=0.25; repeatable.",
+        show_default=False,
+    ),
+]
 WeightBits = Annotated[
     int | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from secateur.codec import Quantized
 from secateur.cost import FULL_BITS, bits_by_layer
 from secateur.errors import ArtifactError, SecateurError
 from secateur.finish import PACKED
+from secateur.recipe.source import apply_overrides
 from secateur.reference import build
 
 INPUT_KEY = "input"
@@ -79,13 +80,24 @@ class Target:
         return build(self.header.reference, self.header.arguments)
 
 
-def open_target(target: str, trust: bool) -> Target:
+def open_target(target: str, trust: bool, settings: Sequence[str] | None = None) -> Target:
     """Load or build what the user names.
 
+    Args:
+        target: folder of a run, packed file, or ``module:callable``.
+        trust: whether a packed file may name a module of any kind.
+        settings: ``key=value``, arguments of the callable.
+
     Raises:
-        SecateurError: nothing is there, it is damaged, or what is called is no network.
+        SecateurError: nothing is there, it is damaged, or what is called is no network; or there
+            are settings, but nothing is called.
     """
-    path = Path(target)
+    path, arguments = Path(target), apply_overrides({}, settings or ())
+    if arguments and path.exists():
+        raise SecateurError(
+            f"--set: '{target}' is stored, arguments and all; leave --set out, or name what "
+            "builds the network as module:callable."
+        )
     if path.is_dir():
         if not (path / PACKED).is_file():
             raise SecateurError(
@@ -100,7 +112,7 @@ def open_target(target: str, trust: bool) -> Target:
             f"target: '{target}' is no file, no folder and not of the form module:callable.\n"
             "Examples: runs/demo, model.secateur, torchvision.models:resnet18"
         )
-    return Target(build(target, {}, "target"))
+    return Target(build(target, arguments, "target"))
 
 
 def _open_packed(path: Path, trust: bool) -> Target:
