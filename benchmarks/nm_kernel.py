@@ -23,6 +23,8 @@ from torch.nn.functional import linear
 
 from secateur.doctor import doctor
 from secateur.kernels import nm_apply, nm_decay_
+from secateur.methods import SRSTE
+from secateur.sets import NM
 
 ROWS, COLUMNS = 4096, 1024  # 4.2 M weights
 PATTERNS = ((2, 4), (1, 4), (4, 8), (2, 8), (1, 8), (1, 16))
@@ -108,17 +110,22 @@ def decay(weight: Tensor) -> None:
     nm_decay_(weight.grad, weight, 2, 4, decay=DECAY)
 
 
-def step(function: type[torch.autograd.Function] | None, batch: int) -> Callable[[], float]:
-    """Return a function that trains one step and returns the loss."""
+def step(
+    function: type[torch.autograd.Function] | None, batch: int, mode: str = ""
+) -> Callable[[], float]:
+    """Return a function that trains one step and returns the loss; by the method, if in a mode."""
     torch.manual_seed(0)
     model = Perceptron(function)
+    method = SRSTE(NM(2, 4), decay=DECAY, mode=mode).attach(model) if mode else None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     x, y = torch.randn(batch, 1024), torch.randn(batch, 1024)
 
     def train() -> float:
         loss = nn.functional.mse_loss(model(x), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss + method.penalty() if method else loss).backward()
         optimizer.step()
+        if method:
+            method.step(lr=0.01)
         optimizer.zero_grad()
         return loss.item()
 
@@ -168,11 +175,13 @@ def steps(batch: int, rounds: int) -> dict[str, Any]:
     variants = {
         "dense": step(None, batch),
         "kernel": step(Fused, batch),
+        "srste": step(None, batch, "coupled"),
         "torch.compile": step(by_mask(compare, compiled=True), batch),
         "argsort": step(by_mask(argsort, compiled=False), batch),
     }
     losses = [[variants[name]() for _ in range(3)] for name in list(variants)[1:]]
     assert all(torch.allclose(torch.tensor(each), torch.tensor(losses[0])) for each in losses)
+    variants["srste, decoupled"] = step(None, batch, "decoupled")
     return measure(variants, "dense", rounds)
 
 

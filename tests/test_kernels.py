@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from secateur import SecateurError
-from secateur.kernels import native, nm_apply, nm_decay_, nm_mask, twin
+from secateur.kernels import native, nm_apply, nm_decay_, nm_mask, nm_part_, twin
 
 ROOT = Path(__file__).parents[1]
 PATTERNS = [(n, m) for m in range(2, 17) for n in range(1, m)]
@@ -93,6 +93,34 @@ def test_native_and_twin_agree_bit_for_bit(
 
 
 @needs_native
+@settings(max_examples=100, deadline=None)
+@given(weights(), st.sampled_from(PATTERNS), st.booleans())
+def test_parts_native_and_twin(
+    case: tuple[Tensor, int], pattern: tuple[int, int], same: bool
+) -> None:
+    weight, axis = case
+    rest = torch.where(nm_mask(weight, *pattern, axis), -1, 0.5).to(weight.dtype)
+    if same:  # as memory lies, so that the kernel serves
+        rest = torch.empty_like(weight).copy_(rest)
+        weight = torch.empty_like(weight).copy_(weight)
+    whole = weight + rest
+    masks = [torch.empty_like(weight, dtype=torch.bool) for _ in range(2)]
+    pairs = [(weight.clone(), rest.clone()) for _ in range(2)]
+    nm_part_(*pairs[0], masks[0], *pattern, axis)
+    twin.nm_part_(*pairs[1], masks[1], *pattern, axis)
+    assert torch.equal(masks[0], masks[1])
+    for one, other in zip(*pairs, strict=True):
+        assert torch.equal(one.nan_to_num(nan=9), other.nan_to_num(nan=9))
+    kept, left = pairs[0]
+    expected = nm_apply(whole, *pattern, axis)
+    assert torch.equal(kept.nan_to_num(nan=9), expected.nan_to_num(nan=9))
+    assert not torch.signbit(kept[kept == 0]).any()
+    assert torch.equal(masks[0], kept != 0)
+    assert torch.equal(torch.where(masks[0], kept, left).nan_to_num(), whole.nan_to_num())
+    assert not bool(left[masks[0]].any())
+
+
+@needs_native
 @pytest.mark.parametrize("inner", [1, 9])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_pattern_native_and_twin(inner: int, dtype: torch.dtype) -> None:
@@ -151,7 +179,7 @@ def test_derivative_is_the_mask() -> None:
     assert torch.autograd.gradcheck(lambda w: nm_apply(w, 2, 4), (weight,))
 
 
-@pytest.mark.parametrize("name", ["nm_mask", "nm_apply", "nm_decay_"])
+@pytest.mark.parametrize("name", ["nm_mask", "nm_apply", "nm_decay_", "nm_part_"])
 def test_operators_keep_the_rules_of_torch(name: str) -> None:
     operator = getattr(torch.ops.secateur, name).default
     for weight in (
@@ -163,6 +191,9 @@ def test_operators_keep_the_rules_of_torch(name: str) -> None:
             weight.requires_grad_()
         if name == "nm_decay_":
             arguments = [torch.randn_like(weight), *arguments, 0.1]
+        if name == "nm_part_":
+            mask = torch.zeros_like(weight, dtype=torch.bool)
+            arguments[1:1] = [torch.randn_like(weight), mask]
         torch.library.opcheck(operator, tuple(arguments))
 
 
@@ -215,6 +246,16 @@ def test_bad_arguments_are_errors(weight: Tensor, n: int, m: int, axis: int, nam
             call(weight, n, m, axis)
     with pytest.raises(SecateurError, match=named):
         nm_decay_(torch.empty_like(weight), weight, n, m, axis, decay=0.1)
+    with pytest.raises(SecateurError, match=named):
+        nm_part_(weight, torch.empty_like(weight), torch.empty_like(weight), n, m, axis)
+
+
+def test_parts_must_fit() -> None:
+    weight, mask = torch.ones(4, 4), torch.ones(4, 4, dtype=torch.bool)
+    with pytest.raises(SecateurError, match="rest: "):
+        nm_part_(weight, torch.ones(4, 5), mask, 2, 4)
+    with pytest.raises(SecateurError, match="mask: "):
+        nm_part_(weight, torch.ones(4, 4), torch.ones(4, 4), 2, 4)
 
 
 def test_a_target_must_fit() -> None:

@@ -137,7 +137,7 @@ def test_pruned_weights_come_back_but_not_in_layers_without_a_pattern() -> None:
         replace(row, set=Levels(8, zero=True)) if row.layer == "2" else row for row in plan.rows
     ]
     method = SRSTE(replace(plan, rows=tuple(rows)), decay=0).attach(model)
-    before = method.masks["0.weight"]
+    before = method.masks["0.weight"].clone()
     train(model, method, torch.optim.SGD(model.parameters(), 0.5), 30)
     assert bool((method.masks["0.weight"] & ~before).any())
     assert bool(model[0].weight[:, 0].any())

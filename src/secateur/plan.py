@@ -16,7 +16,7 @@ from secateur import norms
 from secateur.channels import ChannelGraph
 from secateur.errors import NonFiniteError, RecipeError, did_you_mean
 from secateur.sets import ConstraintSet, Levels, Unstructured, join
-from secateur.sets.base import energy, top_k
+from secateur.sets.base import energy, put_parts, top_k
 from secateur.sets.intersection import cover
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -122,6 +122,29 @@ class Plan:
             }
             projected = self._project(weights, model)
         return projected
+
+    def part_(
+        self,
+        weights: Mapping[str, Tensor],
+        rest: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        model: nn.Module,
+    ) -> None:
+        """Take every planned weight with its rest apart, in place; see ``ConstraintSet.part_``.
+
+        Raises:
+            NonFiniteError: as :meth:`project`, unless a set lets what is not finite stay.
+        """
+        rows = self.compressed
+        if self.graph is None and not any(row.pooled or row.norm for row in rows):
+            for row in rows:
+                assert row.set is not None
+                name = row.parameter
+                row.set.part_(weights[name], rest[name], masks[name])
+            return
+        whole = {row.parameter: weights[row.parameter] + rest[row.parameter] for row in rows}
+        for name, member in self.project({**weights, **whole}, model).items():
+            put_parts(whole[name], member, weights[name], rest[name], masks[name])
 
     def metrics(self, model: nn.Module | None) -> dict[str, Tensor]:
         """Return what the elements of each layer count for, by layer; those absent count as 1."""

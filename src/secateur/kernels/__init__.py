@@ -7,11 +7,11 @@ Groups are m consecutive elements along one axis. In each group the n of largest
 - an axis that m does not divide ends as if padded with zeros: a shorter group of at most n elements
   is kept whole, and of a longer one n are kept.
 
-The operators are ``torch.ops.secateur.nm_mask``, ``nm_apply`` and ``nm_decay_``. ``torch.compile``
-and ``torch.export`` take them as they are, without a graph break; a process that loads an exported
-program imports this module first. They run on the compiled kernel for float32, float16, bfloat16
-and float64 on the CPU, and else, or where the kernel was not built, on
-:mod:`secateur.kernels.twin`, with the same bits.
+The operators are ``torch.ops.secateur.nm_mask``, ``nm_apply``, ``nm_decay_`` and ``nm_part_``.
+``torch.compile`` and ``torch.export`` take them as they are, without a graph break; a process that
+loads an exported program imports this module first. They run on the compiled kernel for float32,
+float16, bfloat16 and float64 on the CPU (those that end in ``_`` for float32), and else, or where
+the kernel was not built, on :mod:`secateur.kernels.twin`, with the same bits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from secateur.errors import SecateurError
 from secateur.kernels import native, twin
 
-__all__ = ["nm_apply", "nm_decay_", "nm_mask"]
+__all__ = ["nm_apply", "nm_decay_", "nm_mask", "nm_part_"]
 
 
 def nm_mask(weight: Tensor, n: int, m: int, axis: int = 1) -> Tensor:
@@ -75,6 +75,23 @@ def nm_decay_(
     _decay(target.detach(), weight.detach(), n, m, axis, decay)
 
 
+def nm_part_(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int = 1) -> None:
+    """Take ``weight + rest`` apart, in place: what :func:`nm_apply` keeps of it, and all else.
+
+    A step of training that has changed the weights in use is so brought to all of them, and the
+    choice made anew. No autograd.
+
+    Args:
+        weight: as in :func:`nm_mask`, and so are ``n``, ``m`` and ``axis``; gets what is kept.
+        rest: of the shape and dtype of ``weight``, of other memory; gets what is not kept.
+        mask: boolean, of the same shape; gets where ``weight`` is not 0 then.
+
+    Raises:
+        SecateurError: an argument is out of range, or tensors do not fit the weight.
+    """
+    _part(weight.detach(), rest, mask, n, m, axis)
+
+
 @torch.library.custom_op(
     "secateur::nm_mask", mutates_args=(), schema="(Tensor weight, int n, int m, int axis) -> Tensor"
 )
@@ -110,12 +127,28 @@ def _apply(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
 )
 def _decay(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: float) -> None:
     axis = _checked(weight, n, m, axis)
-    _fits(target, weight)
+    _fits(target, weight, "target")
     alike = _is_dense(weight) and target.stride() == weight.stride()
     if alike and weight.dtype == torch.float32 and native.serves(weight, m):
         native.run(native.DECAY, weight, target, n, m, axis, decay)
     else:
         twin.nm_decay_(target, weight, n, m, axis, decay)
+
+
+@torch.library.custom_op(
+    "secateur::nm_part_",
+    mutates_args=("weight", "rest", "mask"),
+    schema="(Tensor(a!) weight, Tensor(b!) rest, Tensor(c!) mask, int n, int m, int axis) -> ()",
+)
+def _part(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
+    axis = _checked(weight, n, m, axis)
+    _fits(rest, weight, "rest")
+    _fits(mask, weight, "mask", torch.bool)
+    alike = _is_dense(weight) and weight.stride() == rest.stride() == mask.stride()
+    if alike and weight.dtype == torch.float32 and native.serves(weight, m):
+        native.part(weight, rest, mask, n, m, axis)
+    else:
+        twin.nm_part_(weight, rest, mask, n, m, axis)
 
 
 @_mask.register_fake
@@ -133,7 +166,14 @@ def _(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
 @_decay.register_fake
 def _(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: float) -> None:
     _checked(weight, n, m, axis)
-    _fits(target, weight)
+    _fits(target, weight, "target")
+
+
+@_part.register_fake
+def _(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
+    _checked(weight, n, m, axis)
+    _fits(rest, weight, "rest")
+    _fits(mask, weight, "mask", torch.bool)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -167,10 +207,12 @@ def _checked(weight: Tensor, n: int, m: int, axis: int) -> int:
     return axis % weight.ndim
 
 
-def _fits(target: Tensor, weight: Tensor) -> None:
-    if (target.shape, target.dtype, target.device) != (weight.shape, weight.dtype, weight.device):
+def _fits(other: Tensor, weight: Tensor, name: str, dtype: torch.dtype | None = None) -> None:
+    """Raise if a tensor is not of the shape, device and dtype, by default, of the weight."""
+    expected = (weight.shape, dtype or weight.dtype, weight.device)
+    if (other.shape, other.dtype, other.device) != expected:
         raise SecateurError(
-            f"target: {target.dtype} of shape {tuple(target.shape)} on {target.device} does not "
+            f"{name}: {other.dtype} of shape {tuple(other.shape)} on {other.device} does not "
             f"fit the weight, {weight.dtype} of shape {tuple(weight.shape)} on {weight.device}."
         )
 

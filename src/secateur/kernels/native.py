@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 1  # as in nm.cpp: a library of other sources is not called
+ABI = 2  # as in nm.cpp: a library of other sources is not called
 MAX_M = 64  # as in nm.cpp
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 APPLY, MASK, DECAY = 0, 1, 2
@@ -37,6 +37,10 @@ def library() -> ctypes.CDLL | None:
     integer, count, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
     found.secateur_nm.argtypes = [
         *(integer, integer, pointer, pointer, ctypes.c_float),
+        *(count, count, count, integer, integer, integer),
+    ]
+    found.secateur_nm_part.argtypes = [
+        *(pointer, pointer, pointer),
         *(count, count, count, integer, integer, integer),
     ]
     return found
@@ -71,14 +75,44 @@ def run(
         axis: along which groups run.
         decay: factor of ``DECAY``.
     """
-    length = weight.shape[axis]
-    inner = weight.stride(axis) if length > 1 else 1
-    outer = weight.numel() // max(1, length * inner)
     found = library()
     assert found is not None
     status = found.secateur_nm(
         *(operation, FORMATS[weight.dtype], weight.data_ptr(), out.data_ptr(), decay),
-        *(outer, length, inner, n, m, torch.get_num_threads()),
+        *_layout(weight, axis),
+        *(n, m, torch.get_num_threads()),
     )
+    _check(status)
+
+
+def part(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
+    """Run the kernel that takes ``weight + rest`` apart. ``serves(weight, m)`` must hold.
+
+    Args:
+        weight: float32, dense in memory, dimensions in any order.
+        rest: float32, of the shape and strides of ``weight``.
+        mask: one byte per element, of the same shape and strides.
+        n: elements kept of each group.
+        m: elements of a group.
+        axis: along which groups run.
+    """
+    found = library()
+    assert found is not None
+    status = found.secateur_nm_part(
+        *(each.data_ptr() for each in (weight, rest, mask)),
+        *_layout(weight, axis),
+        *(n, m, torch.get_num_threads()),
+    )
+    _check(status)
+
+
+def _layout(weight: Tensor, axis: int) -> tuple[int, int, int]:
+    """Return the memory of a dense tensor as (outer, length of the axis, inner)."""
+    length = weight.shape[axis]
+    inner = weight.stride(axis) if length > 1 else 1
+    return weight.numel() // max(1, length * inner), length, inner
+
+
+def _check(status: int) -> None:
     if status:
         raise RuntimeError(f"the N:M kernel refused its arguments (status {status}).")

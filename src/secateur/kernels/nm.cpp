@@ -29,12 +29,12 @@
 
 namespace {
 
-constexpr int ABI = 1;         // as in native.py
+constexpr int ABI = 2;         // as in native.py
 constexpr int MAX_M = 64;      // as in native.py
 constexpr int LANES = 8;       // groups that are worked on at a time
 constexpr int64_t GRAIN = 1 << 18;  // elements that are worth a thread
 
-enum Operation { APPLY, MASK, DECAY };
+enum Operation { APPLY, MASK, DECAY, PART };
 enum Status { OK, BAD_ARGUMENT, FAILED };
 
 // The bits of a floating point format: as signed integers, and those of infinity.
@@ -55,10 +55,13 @@ using Double = Format<int64_t, 0x7FF0000000000000>;
 // What to do. Memory is (outer, length, inner); groups run along length.
 struct Task {
   const void* weight;
-  void* out;  // DECAY adds to it, and it may be the weight; otherwise it shares no memory with it
+  void* out;  // DECAY adds to it, and it may be the weight; for PART it is the weight, of which it
+              // leaves what is kept; otherwise it shares no memory with it
   float decay;
   int64_t outer, length, inner;
   int n, m;
+  float* rest = nullptr;  // PART: it is added to the weight, then it takes what is not kept
+  uint8_t* mask = nullptr;  // PART: 1 where something is kept
 
   int64_t groups() const { return (length + m - 1) / m; }  // along one length
   int64_t slabs() const { return outer * groups(); }
@@ -95,15 +98,30 @@ void write(void* to, int64_t at, T value) {
 
 // ------------------------------------------------------------------------------------- portable
 
+// The bits of an element whose magnitude counts.
+template <Operation OP, class F>
+typename F::Bits element(const Task& task, int64_t at) {
+  if constexpr (OP == PART) {
+    const float sum = read<float>(task.weight, at) + task.rest[at];
+    return read<int32_t>(&sum, 0);
+  } else {
+    return read<typename F::Bits>(task.weight, at);
+  }
+}
+
 template <Operation OP, class F>
 void emit(const Task& task, int64_t at, bool keep) {
   using Bits = typename F::Bits;
   if constexpr (OP == MASK) {
     write<uint8_t>(task.out, at, keep);
-  } else if constexpr (OP == APPLY) {
-    const Bits bits = read<Bits>(task.weight, at);
+  } else if constexpr (OP == APPLY || OP == PART) {
+    const Bits bits = element<OP, F>(task, at);
     const bool survives = keep & (F::magnitude(bits) != 0);  // no branch: keeps are random
     write<Bits>(task.out, at, static_cast<Bits>(bits & -static_cast<Bits>(survives)));
+    if constexpr (OP == PART) {
+      write<Bits>(task.rest, at, static_cast<Bits>(bits & -static_cast<Bits>(!survives)));
+      task.mask[at] = survives;
+    }
   } else {
     const float now = read<float>(task.out, at);
     const float pulled = now + task.decay * read<float>(task.weight, at);
@@ -119,7 +137,7 @@ void tile(const Task& task, const int64_t* base, int lanes, int rows) {
   for (int i = 0; i < rows; i++)
     for (int l = 0; l < LANES; l++) {
       const int64_t begin = base[l < lanes ? l : 0];  // lanes to spare repeat the first
-      key[i][l] = F::magnitude(read<Bits>(task.weight, begin + i * task.inner));
+      key[i][l] = F::magnitude(element<OP, F>(task, begin + i * task.inner));
       beaten[i][l] = static_cast<Bits>(i);
     }
   for (int j = 1; j < rows; j++)
@@ -169,6 +187,29 @@ AVX2_INLINE __m256 load_floats(const void* from, int64_t at) {
   return _mm256_castsi256_ps(load(from, at));
 }
 
+template <Operation OP>
+AVX2_INLINE __m256i element8(const Task& task, int64_t at) {
+  if constexpr (OP == PART) {
+    const __m256 rest = load_floats(task.rest, at);
+    return _mm256_castps_si256(_mm256_add_ps(load_floats(task.weight, at), rest));
+  } else {
+    return load(task.weight, at);
+  }
+}
+
+AVX2_INLINE void store(void* to, int64_t at, __m256i bits) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<char*>(to) + at * 4), bits);
+}
+
+// One byte, 1 where the lane is all ones.
+AVX2_INLINE void store_mask(void* to, int64_t at, __m256i keep) {
+  const __m256i ones = _mm256_srli_epi32(keep, 31);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(ones), _mm256_extracti128_si256(ones, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<uint8_t*>(to) + at),
+                   _mm_packs_epi16(words, words));
+}
+
 AVX2_INLINE __m256i absolute(__m256i bits) {
   return _mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF));
 }
@@ -206,16 +247,16 @@ AVX2_INLINE void choose(__m256i* key, int rows, int n) {
 template <Operation OP>
 AVX2_INLINE void emit8(const Task& task, int64_t at, __m256i keep) {
   if constexpr (OP == MASK) {
-    const __m256i ones = _mm256_srli_epi32(keep, 31);
-    const __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(ones), _mm256_extracti128_si256(ones, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<uint8_t*>(task.out) + at),
-                     _mm_packs_epi16(words, words));
-  } else if constexpr (OP == APPLY) {
-    const __m256i bits = load(task.weight, at);
+    store_mask(task.out, at, keep);
+  } else if constexpr (OP == APPLY || OP == PART) {
+    const __m256i bits = element8<OP>(task, at);
     const __m256i nonzero = _mm256_cmpgt_epi32(absolute(bits), _mm256_setzero_si256());
-    const __m256i kept = _mm256_and_si256(_mm256_and_si256(bits, keep), nonzero);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<char*>(task.out) + at * 4), kept);
+    const __m256i survives = _mm256_and_si256(keep, nonzero);
+    store(task.out, at, _mm256_and_si256(bits, survives));
+    if constexpr (OP == PART) {
+      store(task.rest, at, _mm256_andnot_si256(survives, bits));
+      store_mask(task.mask, at, survives);
+    }
   } else {
     const __m256 decay = _mm256_set1_ps(task.decay), now = load_floats(task.out, at);
     const __m256 pulled = _mm256_add_ps(now, _mm256_mul_ps(decay, load_floats(task.weight, at)));
@@ -233,7 +274,7 @@ AVX2_INLINE void columns(const Task& task, const Slab& slab) {
   for (int64_t column = 0; column < task.inner; column += LANES) {
     const int64_t from = std::min(column, task.inner - LANES), start = slab.start + from;
     __m256i key[capacity];
-    for (int i = 0; i < rows; i++) key[i] = magnitude(load(task.weight, start + i * task.inner));
+    for (int i = 0; i < rows; i++) key[i] = magnitude(element8<OP>(task, start + i * task.inner));
     choose<M>(key, rows, task.n);
     if (OP == DECAY && from < column) {
       const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -273,7 +314,8 @@ AVX2_INLINE void contiguous(const Task& task, int64_t start) {
   __m256i key[M];
   for (int b = 0; b < M; b += block) {
     for (int i = 0; i < block; i++)
-      key[b + i] = magnitude(load(task.weight, M < LANES ? start + i * LANES : start + i * M + b));
+      key[b + i] =
+          magnitude(element8<OP>(task, M < LANES ? start + i * LANES : start + i * M + b));
     M < LANES ? transpose4(key) : transpose8(key + b);
   }
   choose<M>(key, M, task.n);
@@ -381,6 +423,23 @@ void share(Work work, const Task& task, int threads) {
   for (std::thread& helper : helpers) helper.join();
 }
 
+int run(Work work, Task task, int threads) {
+  if (!work || task.outer < 0 || task.length < 0 || task.inner < 0 || task.n < 1 ||
+      task.n >= task.m || task.m > MAX_M || threads < 1)
+    return BAD_ARGUMENT;
+  if (task.outer == 0 || task.length == 0 || task.inner == 0) return OK;
+  if (task.length % task.m == 0) {  // the same memory as groups that follow one another
+    task.outer *= task.length / task.m;
+    task.length = task.m;
+  }
+  try {
+    share(work, task, threads);
+  } catch (const std::bad_alloc&) {
+    return FAILED;
+  }
+  return OK;
+}
+
 }  // namespace
 
 extern "C" {
@@ -395,19 +454,16 @@ int secateur_nm_has_avx2() { return has_avx2(); }
 // Returns 0, or 1 if an argument is out of range, or 2 if memory ran out.
 int secateur_nm(int operation, int format, const void* weight, void* out, float decay,
                 int64_t outer, int64_t length, int64_t inner, int n, int m, int threads) {
-  const Work work = find(operation, format);
-  if (!work || outer < 0 || length < 0 || inner < 0 || n < 1 || n >= m || m > MAX_M || threads < 1)
-    return BAD_ARGUMENT;
-  if (outer == 0 || length == 0 || inner == 0) return OK;
-  if (length % m == 0) {  // the same memory as groups that follow one another
-    outer *= length / m;
-    length = m;
-  }
-  try {
-    share(work, Task{weight, out, decay, outer, length, inner, n, m}, threads);
-  } catch (const std::bad_alloc&) {
-    return FAILED;
-  }
-  return OK;
+  if (operation == PART) return BAD_ARGUMENT;
+  return run(find(operation, format), Task{weight, out, decay, outer, length, inner, n, m},
+             threads);
+}
+
+// Takes weight + rest apart again, in place: what is kept of it goes to weight, all else to rest, a
+// byte to mask, 1 where a weight is kept that is not 0. Returns as secateur_nm does.
+int secateur_nm_part(float* weight, float* rest, uint8_t* mask, int64_t outer, int64_t length,
+                      int64_t inner, int n, int m, int threads) {
+  return run(for_floats<PART>(), Task{weight, weight, 0, outer, length, inner, n, m, rest, mask},
+             threads);
 }
 }

@@ -41,3 +41,11 @@ def nm_decay_(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: 
     """Add ``decay * weight`` elsewhere; see :func:`secateur.kernels.nm_decay_`."""
     mask = nm_mask(weight, n, m, axis)
     target.copy_(torch.where(mask, target, target + decay * weight))
+
+
+def nm_part_(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
+    """Take ``weight + rest`` apart; see :func:`secateur.kernels.nm_part_`."""
+    whole = weight + rest
+    weight.copy_(nm_apply(whole, n, m, axis))
+    mask.copy_(weight != 0)
+    rest.copy_(whole.masked_fill_(mask, 0))

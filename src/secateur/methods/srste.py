@@ -92,8 +92,7 @@ class SRSTE(RetrainedMethod):
             row.parameter for row in self.patterns.compressed if row in stated.without_levels().rows
         ]
         self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")
-        self.rest: dict[str, Tensor] = {}
-        self.masks: dict[str, Tensor] = {}
+        self._drop_masks()
         self._start()
         return self
 
@@ -113,38 +112,43 @@ class SRSTE(RetrainedMethod):
         else:
             self.harden(phase.snap)
 
+    def _drop_masks(self) -> None:
+        self.rest: dict[str, Tensor] = {}
+        self.masks: dict[str, Tensor] = {}
+        self.earlier: dict[str, Tensor] = {}
+        self.first: dict[str, Tensor] = {}
+
+    @torch.no_grad()
     def _unmask(self) -> None:
         """Give the model W; nothing is left to the method."""
-        self.write(self._dense())
-        self.rest, self.masks = {}, {}
+        for name, rest in self.rest.items():
+            self.weights[name].add_(rest)
+        self._drop_masks()
 
     def _start(self) -> None:
         self._unmask()
-        planned = [row.parameter for row in self.patterns.compressed]
         self.support.release_levels()
         self.support.freeze_zeros(but=self.revivable)
         self.hard, self.count = False, 0
-        self.rest = {name: torch.zeros_like(self.weights[name]) for name in planned}
-        self._choose(self._dense())
-        self.first, self.flips = dict(self.masks), dict.fromkeys(planned, 0)
+        for row in self.patterns.compressed:
+            weight = self.weights[row.parameter]
+            self.rest[row.parameter] = torch.zeros_like(weight)
+            for masks in (self.masks, self.earlier):
+                masks[row.parameter] = torch.zeros_like(weight, dtype=torch.bool)
+        self._choose()
+        self.first = {name: mask.clone() for name, mask in self.masks.items()}
+        self.earlier = {name: mask.clone() for name, mask in self.masks.items()}
 
-    def _dense(self) -> dict[str, Tensor]:
-        """Return W = W~ + (1 - E) W."""
-        return {name: self.weights[name].detach() + rest for name, rest in self.rest.items()}
+    def _choose(self) -> None:
+        """Choose the masks anew; the model gets E W, and the rest is (1 - E) W."""
+        self.masks, self.earlier = self.earlier, self.masks
+        weights = {name: self.weights[name].detach() for name in self.rest}
+        self.patterns.part_(weights, self.rest, self.masks, self.model)
 
-    def _choose(self, dense: Mapping[str, Tensor]) -> None:
-        """Choose the masks anew, and count what has changed."""
-        members = self.patterns.project({**self.weights, **dense}, self.model)
-        before, self.masks = self.masks, {name: each != 0 for name, each in members.items()}
-        if before:
-            self.flips = _changes(before, self.masks)
-        self._use(dense, members)
-
-    @torch.no_grad()
-    def _use(self, dense: Mapping[str, Tensor], members: Mapping[str, Tensor]) -> None:
-        """Give the model E W, and keep (1 - E) W."""
-        self.write(members)
-        self.rest = {name: dense[name] - member for name, member in members.items()}
+    @property
+    def flips(self) -> dict[str, int]:
+        """How many positions the latest choice of masks changed, by parameter."""
+        return _changes(self.earlier, self.masks)
 
     @property
     def decay(self) -> float:
@@ -177,13 +181,14 @@ class SRSTE(RetrainedMethod):
                 raise RecipeError("mode: decoupled needs the learning rate; call step(lr).")
             for rest in self.rest.values():
                 rest.mul_(1 - lr * self.decay)
-        dense = self._dense()
         self.count += 1
         if self.count % self.options.interval == 0:
-            self._choose(dense)
-        else:
-            kept = {name: dense[name].masked_fill(~mask, 0) for name, mask in self.masks.items()}
-            self._use(dense, kept)
+            self._choose()
+            return
+        for name, mask in self.masks.items():
+            whole = self.rest[name].add_(self.weights[name])
+            self.weights[name].copy_(whole.masked_fill(~mask, 0))
+            whole.masked_fill_(mask, 0)
 
     def harden(self, share: float = 1.0) -> None:
         """Drop what is pruned, freeze zeros, and bring a share of what is left to its levels."""
@@ -222,7 +227,7 @@ class SRSTE(RetrainedMethod):
             "rest": self.rest,
             "masks": self.masks,
             "first": self.first,
-            "flips": self.flips,
+            "earlier": self.earlier,
             "count": self.count,
             "hard": self.hard,
             "support": self.support.state_dict(),
@@ -231,7 +236,7 @@ class SRSTE(RetrainedMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.rest, self.masks = dict(state["rest"]), dict(state["masks"])
-        self.first, self.flips = dict(state["first"]), dict(state["flips"])
+        self.first, self.earlier = dict(state["first"]), dict(state["earlier"])
         self.count, self.hard = state["count"], state["hard"]
         self.support.load_state_dict(state["support"])
 
@@ -255,4 +260,4 @@ class PrunedDecay(torch.autograd.Function):
 
 def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, int]:
     """Return how many positions differ between two choices of masks, by parameter."""
-    return {name: int((mask ^ after[name]).sum()) for name, mask in before.items()}
+    return {name: int((mask ^ after[name]).count_nonzero()) for name, mask in before.items()}

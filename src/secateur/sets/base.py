@@ -53,6 +53,20 @@ class ConstraintSet(ABC):
         weight = weight.detach()
         return self._project(weight, None if metric is None else _checked(metric, weight))
 
+    def part_(self, weight: Tensor, rest: Tensor, mask: Tensor) -> None:
+        """Take ``weight + rest`` apart, in place: its projection, and all that is dropped.
+
+        Args:
+            weight: floating point; gets the projection.
+            rest: of the shape and dtype of ``weight``; gets what is dropped, else 0.
+            mask: boolean, of the same shape; gets where ``weight`` is not 0 then.
+
+        Raises:
+            NonFiniteError: an element is NaN or infinite, unless the set lets that stay.
+        """
+        whole = weight + rest
+        put_parts(whole, self.project(whole), weight, rest, mask)
+
     @abstractmethod
     def _project(self, weight: Tensor, metric: Tensor | None) -> Tensor:
         """Project a finite, detached weight; must not write to it. ``metric`` is float64."""
@@ -175,6 +189,13 @@ class Pattern(ConstraintSet):
     def _project(self, weight: Tensor, metric: Tensor | None) -> Tensor:
         keep = self.support(energy(weight, metric))
         return torch.where(keep, weight, torch.zeros_like(weight))
+
+
+def put_parts(whole: Tensor, member: Tensor, weight: Tensor, rest: Tensor, mask: Tensor) -> None:
+    """Write a projection and what it dropped of the whole, as :meth:`ConstraintSet.part_` does."""
+    weight.copy_(member)
+    torch.ne(member, 0, out=mask)
+    rest.copy_(whole).masked_fill_(mask, 0)
 
 
 def energy(weight: Tensor, metric: Tensor | None) -> Tensor:

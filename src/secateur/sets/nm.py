@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur.errors import SecateurError
-from secateur.kernels import nm_apply, nm_mask
+from secateur.kernels import nm_apply, nm_mask, nm_part_
 from secateur.sets.base import Pattern, register
 
 Axis = Literal["input", "flat"]
@@ -82,6 +82,17 @@ class NM(Pattern):
             return gain > 0
         summed = self._summed(gain).clamp(min=0)
         return self._spread(nm_mask(summed, self.n, self.m), gain.shape) & (gain > 0)
+
+    def part_(self, weight: Tensor, rest: Tensor, mask: Tensor) -> None:
+        """Take ``weight + rest`` apart in one pass, where every output chooses for itself.
+
+        What is not finite then stays, as the largest of its group.
+        """
+        if self.rows > 1 or self.n == self.m or not weight.is_contiguous():
+            super().part_(weight, rest, mask)
+            return
+        cube = self._cube(weight.shape)
+        nm_part_(weight.view(cube), rest.view(cube), mask.view(cube), self.n, self.m)
 
     def contains(self, weight: Tensor) -> bool:
         """Say whether at most n positions of each group have a weight that is not zero."""
