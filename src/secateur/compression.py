@@ -281,6 +281,7 @@ def _plan(task: Task, recipe: Recipe, number: int) -> Plan:
             layers=stage.layers,
             metric=stage.metric,
             path_aware=task.example_input if stage.path_aware else None,
+            round_to=recipe.round_to,
         )
     except RecipeError as error:
         raise RecipeError(f"stages[{number}].{error}") from error
