@@ -68,7 +68,7 @@ def _onnxruntime(path: Path, feeds: Feeds, threads: int) -> Inference:
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    return lambda: session.run(None, dict(feeds))  # type: ignore[no-any-return]
+    return lambda: session.run(None, dict(feeds))
 
 
 def _openvino(path: Path, feeds: Feeds, threads: int) -> Inference:
