@@ -57,7 +57,7 @@ class Grouped(Counted):
         """Return the pattern that keeps the nearest multiple of whole channels, at least one."""
         total = self.total(shape)
         keep = self.count(total)
-        if not self.removable or keep in (0, total):
+        if not self.removable or keep % multiple == 0 or keep == total:
             return self
         nearest = max(1, (2 * keep + multiple) // (2 * multiple)) * multiple
         return replace(self, density=None, keep=min(nearest, total))
