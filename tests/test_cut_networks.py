@@ -64,6 +64,30 @@ def test_structured_stages_leave_a_physically_smaller_network(tmp_path: Path) ->
             assert torch.equal(loaded.state_dict()[name], value)
 
 
+@pytest.mark.parametrize(("round_to", "widths"), [(1, [10, 9]), (4, [12, 8]), (8, [8, 8])])
+def test_stages_keep_widths_that_are_multiples(
+    round_to: int, widths: list[int], tmp_path: Path
+) -> None:
+    shares = [{"density": 0.4}, {"keep": 9}]  # of 24 units; the second is of what is left
+    same = {"method": "admm", "set": "filter", "layers": {"3": "dense"}, **LIGHT}
+    for number in range(len(shares)):
+        stages = [{**same, **each} for each in shares[: number + 1]]
+        recipe = {"train": TRAIN, "round_to": round_to, "stages": stages}
+        result = sc.compress(digits_task(), recipe, out=tmp_path / str(number))
+        assert result.model[1].out_features == widths[number]  # type: ignore[index]
+        assert int((result.model[1].weight != 0).any(1).sum()) == widths[number]  # type: ignore[index, union-attr, operator]
+
+
+def test_useless_channels_fill_up_a_multiple(tmp_path: Path) -> None:
+    sparse = {"method": "admm", "density": 0.01, **LIGHT}
+    widths = []  # of 24
+    for round_to in (1, 11):
+        recipe = {"train": TRAIN, "round_to": round_to, "stages": [sparse]}
+        result = sc.compress(digits_task(), recipe, out=tmp_path / str(round_to))
+        widths.append(result.model[1].out_features)  # type: ignore[index]
+    assert widths == [16, 22]
+
+
 def test_turned_off_nothing_is_cut(tmp_path: Path) -> None:
     result = sc.compress(digits_task(), {**STRUCTURED, "compact": False}, out=tmp_path)
     assert result.model[1].out_features == 24  # type: ignore[index]

@@ -53,8 +53,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "srste decoupled": ("srste", {"decay": 1e-2, "mode": "decoupled", "anneal": 9, "interval": 4}),
     "srste after dense training": ("srste", {"mode": "decoupled", "precondition": 1}),
 }
-UNPROJECTED = {"djpq"}
-"""Methods that learn their grids and channels; each is tested in a file of its own."""
+UNPROJECTED = {"djpq", "post_training"}
+"""Methods that learn their grids and channels, or look at inputs; each has a file of its own."""
 
 TARGETS: list[ConstraintSet] = [
     Unstructured(density=0.2),

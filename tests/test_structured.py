@@ -256,3 +256,18 @@ def test_a_metric_does_not_change_levels_alone_or_a_member() -> None:
 def test_a_bad_metric_is_refused(metric: Tensor, message: str) -> None:
     with pytest.raises(SecateurError, match=message):
         Filter(keep=1).project(torch.ones(4, 6), metric)
+
+
+@pytest.mark.parametrize(
+    ("kept", "multiple", "expected"),
+    [(9, 8, 8), (12, 8, 16), (3, 8, 8), (63, 8, 64), (0, 8, 0), (9, 1, 9), (64, 48, 64)],
+)
+def test_counts_of_whole_channels_become_multiples(kept: int, multiple: int, expected: int) -> None:
+    shape = (64, 64, 3, 3)
+    for kind in (Filter, Channel):
+        rounded = kind(keep=kept).rounded(shape, multiple)
+        assert rounded.count(64) == expected  # type: ignore[attr-defined]
+    assert Filter(density=0.3).rounded(shape, 1) == Filter(density=0.3)
+    assert Column(keep=9).rounded(shape, 8) == Column(keep=9)
+    joined = (Column(keep=9) & Filter(keep=9) & Levels(3)).rounded(shape, 8)
+    assert joined == Column(keep=9) & Filter(keep=8) & Levels(3)

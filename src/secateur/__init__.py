@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from secateur.cost.energy import energy
     from secateur.errors import SecateurError
     from secateur.plan import Plan, build_plan
+    from secateur.posttraining import reconstruct
     from secateur.recipe import Recipe, load_recipe
     from secateur.task import Task
 
@@ -49,6 +50,7 @@ __all__ = [
     "load",
     "load_recipe",
     "methods",
+    "reconstruct",
     "sets",
 ]
 
@@ -67,6 +69,7 @@ _HOMES = {
     "inspect": "secateur.cost",
     "load": "secateur.artifact.packed",
     "load_recipe": "secateur.recipe",
+    "reconstruct": "secateur.posttraining",
 }
 
 

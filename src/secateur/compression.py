@@ -16,7 +16,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from secateur import data
 from secateur.artifact import onnx
@@ -29,7 +30,7 @@ from secateur.files import atomic
 from secateur.finish import finish, load_dense, save_dense, settle
 from secateur.methods import METHODS, Phase
 from secateur.plan import Plan, build_plan
-from secateur.recipe import Recipe, load_recipe
+from secateur.recipe import Recipe, Stage, load_recipe
 from secateur.reference import build
 from secateur.report.html import write_html
 from secateur.report.plan import plan_table
@@ -281,6 +282,7 @@ def _plan(task: Task, recipe: Recipe, number: int) -> Plan:
             layers=stage.layers,
             metric=stage.metric,
             path_aware=task.example_input if stage.path_aware else None,
+            round_to=recipe.round_to,
         )
     except RecipeError as error:
         raise RecipeError(f"stages[{number}].{error}") from error
@@ -290,13 +292,23 @@ def _segments(task: Task, recipe: Recipe, plans: Sequence[Plan]) -> list[Segment
     """Return dense training, unless trained weights are given, and every stage's phases."""
     segments = [] if recipe.weights else [_dense_segment(recipe)]
     for number, (stage, plan) in enumerate(zip(recipe.stages, plans, strict=True)):
-        method = METHODS[stage.method](plan, task.example_input, **stage.options.model_dump())
+        method = METHODS[stage.method](plan, _seen(task, stage), **stage.options.model_dump())
         phases = method.phases()
         segments += [
             Segment(phase, number, method, opens=at == 0, closes=at == len(phases) - 1)
             for at, phase in enumerate(phases)
         ]
     return segments
+
+
+def _seen(task: Task, stage: Stage) -> Tensor:
+    """Return the inputs that a method looks at: one, or as many training inputs as it asks for."""
+    samples: int | None = getattr(stage.options, "samples", None)
+    if samples is None:
+        return task.example_input
+    some = data.first(task.train, samples)
+    inputs: Tensor = next(iter(DataLoader(some, samples, collate_fn=data.collate_fn(some))))[0]
+    return inputs
 
 
 def _dense_segment(recipe: Recipe) -> Segment:

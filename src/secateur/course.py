@@ -174,7 +174,7 @@ class Course:
         weights = (row.parameter for plan in plans for row in plan.compressed)
         example = self.task.example_input.to(trainer.accelerator.device)
         try:
-            smaller = compact(self.task.model, example, fixed=set(weights))
+            smaller = compact(self.task.model, example, self.recipe.round_to, set(weights))
         except ChannelError as error:
             return [f"channels stay: {error}"]
         trainer.cut(smaller)

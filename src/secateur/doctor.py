@@ -33,7 +33,7 @@ OPTIONAL = {
     "torchvision": 'pip install "secateur[vision]"',
     "ray": 'pip install "secateur[compare]"',
     "scipy": 'pip install "secateur[measure]"',
-    "openvino": "pip install openvino",
+    "openvino": 'pip install "secateur[openvino]"',
     "zeus": 'pip install "secateur[energy]"',
 }
 """Packages that a feature may need, with the command that brings each."""

@@ -38,6 +38,10 @@ class ChannelError(SecateurError):
     """A network cannot be traced, or a compaction plan does not fit it."""
 
 
+class BusyError(SecateurError):
+    """Other programs use so much of the machine that nothing can be measured."""
+
+
 class MissingDependencyError(SecateurError):
     """An optional package is needed for what was asked; the message gives the install command."""
 

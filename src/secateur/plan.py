@@ -271,6 +271,7 @@ def build_plan(
     layers: Mapping[str, Mapping[str, Any] | str] | None = None,
     metric: str = "plain",
     path_aware: Tensor | None = None,
+    round_to: int = 1,
 ) -> Plan:
     """Match a constraint set to the layers of a model.
 
@@ -286,6 +287,7 @@ def build_plan(
             directly follows it (:func:`secateur.norms.following`), ``plain`` never does.
         path_aware: an example input, a batch of one; with it no budget is spent on weights that
             do not matter to any output (:meth:`Plan.project`).
+        round_to: how many filters and channels a layer keeps becomes a multiple of this.
 
     Raises:
         ChannelError: budgets are to be path-aware and the model cannot be traced.
@@ -307,6 +309,7 @@ def build_plan(
     alone = len(patterns) == 1 and scope == "global"
     sharing = [each for each in patterns if alone and isinstance(each, Unstructured)]
     rows = [_row(name, module, target, bool(sharing), exceptions) for name, module in candidates]
+    rows = [replace(row, set=row.set and row.set.rounded(row.shape, round_to)) for row in rows]
     if metric == "batchnorm":
         rows = _with_norms(rows, norms.following(model))
     rows.extend(_left_dense(model, {name for name, _ in candidates}))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.channels import operators as ops
-from secateur.channels.steps import ACTIVATION, Move, Pointwise, Profile, Spatial
+from secateur.channels.steps import ACTIVATION, Move, Pointwise, Profile, Spatial, Step
 from secateur.channels.trace import Activation, Tracer, title
 
 
@@ -150,12 +150,19 @@ def pointwise(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
         return False
     labelled = [part for part in parts if part.labels is not None]
     base = max(labelled or parts, key=lambda part: torch.Size(part.profile).numel())
+    followed = True
     for part in parts:
         spread = any(b > 1 and r > 1 for b, r in zip(base.profile, part.shape, strict=True))
         if part.profile == base.profile and base.labels is not None and part.labels is not None:
             tracer.ties.tie(base.labels, part.labels)
+        elif spread and part.labels is None:
+            tracer.ties.pin(base.labels, f"{title(node)} joins them with what is not followed")
+            followed = False
         elif spread or any(size > 1 for size in part.profile):
             return False
+    if not followed:
+        tracer.add(node, Step(node.name, tuple(places), base.profile), base.labels)
+        return True
     step = Pointwise(
         node.name,
         tuple(places),

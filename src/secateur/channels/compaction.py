@@ -209,13 +209,19 @@ def _notes(graph: ChannelGraph) -> list[str]:
     lines = []
     for group in graph.groups:
         makers = [m.module for m in group.members if m.side == "out"]
+        title = makers[0] + (f" and {len(makers) - 1} more" if len(makers) > 1 else "")
         for reason in dict.fromkeys(group.kept_whole.values()):
             if reason == RETURNED:
                 continue
             count = sum(1 for r in group.kept_whole.values() if r == reason)
-            more = f" and {len(makers) - 1} more" if len(makers) > 1 else ""
-            lines.append(f"{makers[0]}{more}: {count} of {group.channels} channels stay: {reason}")
-    return lines
+            lines.append(f"{title}: {count} of {group.channels} channels stay: {reason}")
+        if group.channels == 1 < group.step and not group.kept_whole:
+            lines.append(f"{title}: {group.step} channels stay: they live and die together")
+    for layer in graph.layers:
+        if not layer.module:
+            why = "it is the weight of no layer of its own"
+            lines.append(f"{layer.weight}: {len(layer.made)} channels stay: {why}")
+    return list(dict.fromkeys(lines))
 
 
 def _probes(example_input: Tensor, rounds: bool) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from secateur.channels import operators as ops
 from secateur.channels.layer import Layer
-from secateur.channels.steps import Norm, Slope
+from secateur.channels.steps import Norm, Slope, Step
 from secateur.channels.ties import Ties
 from secateur.channels.trace import Tracer, title
 
@@ -127,8 +127,18 @@ def slope(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     return True
 
 
+def joint_norm(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
+    """Layer or group normalization: channels stay what they are, and all of them are needed."""
+    place = tracer.place(call["input"])
+    activation = tracer.activations[place]
+    tracer.ties.pin(activation.labels, f"{title(node)} normalizes over channels")
+    tracer.add(node, Step(node.name, (place,), activation.profile), activation.labels)
+    return True
+
+
 HANDLERS = {
     **dict.fromkeys(ops.LAYERS, layer),
+    **dict.fromkeys(ops.NORMALIZATIONS, joint_norm),
     ops.aten.batch_norm: norm,
     ops.aten.prelu: slope,
 }

@@ -61,6 +61,9 @@ POOLS = {
 AVERAGES = frozenset({aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d})
 REDUCTIONS = frozenset({aten.mean, aten.amax, aten.amin})
 
+NORMALIZATIONS = frozenset({aten.layer_norm, aten.group_norm, aten.rms_norm})
+"""Operators whose every output depends on several channels, but which keep channels apart."""
+
 
 def is_pointwise(function: Any) -> bool:
     """Tell whether an operator computes every element from the ones at the same place."""

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from secateur._version import __version__
-from secateur.cli import modelled
+from secateur.cli import deployed, modelled
 from secateur.cli.shared import (
     ActivationBits,
     Arguments,
@@ -77,6 +77,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Fetch and list the named data sets.")
 app.add_typer(data_app, name="data")
 app.add_typer(modelled.app)
+app.add_typer(deployed.app)
 
 Root = Annotated[
     Path | None,

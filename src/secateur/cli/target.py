@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.artifact.onnx import export_onnx
 from secateur.artifact.packed import Header, read_header, unpack
 from secateur.codec import Quantized
 from secateur.cost import FULL_BITS, bits_by_layer
 from secateur.errors import ArtifactError, SecateurError
-from secateur.finish import PACKED
+from secateur.finish import ONNX, PACKED
 from secateur.recipe.source import apply_overrides
 from secateur.reference import build
 
@@ -149,3 +150,40 @@ def whole_numbers(text: str, option: str) -> list[int]:
     if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
         raise SecateurError(f"{option}: '{text}' should be whole numbers, for example 0,1,2.")
     return [int(number) for number in text.split(",")]
+
+
+def onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:
+    """Return the ONNX file of what the user names; one that there is, or a new one.
+
+    Args:
+        target: an ONNX file, or anything that :func:`open_target` takes.
+        path: of the file to write if there is none.
+        shape: of its input, if it is not known.
+        trust: whether to run the module that a packed file names.
+
+    Raises:
+        SecateurError: it cannot be opened or exported.
+    """
+    given = Path(target) / ONNX if Path(target).is_dir() else Path(target)
+    if given.suffix == ".onnx" and given.is_file():
+        return given
+    opened = open_target(target, trust)
+    return export_onnx(opened.model, opened.example(shape), path)
+
+
+def dense_onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:
+    """Write the ONNX file of the dense network that a run or a packed file was made from.
+
+    Its weights are new ones: how fast it runs does not depend on them.
+
+    Raises:
+        SecateurError: it is not known.
+    """
+    opened = None if target.endswith(".onnx") else open_target(target, trust)
+    dense = opened.dense() if opened else None
+    if opened is None or dense is None:
+        raise SecateurError(
+            f"--against: '{target}' does not say which dense network it was made from.\n"
+            "Name that network, or its ONNX file: --against dense.onnx"
+        )
+    return export_onnx(dense, opened.example(shape), path)

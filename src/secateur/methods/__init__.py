@@ -5,6 +5,7 @@ from secateur.methods.base import METHODS, Method, MethodOptions, Phase
 from secateur.methods.djpq import DJPQ
 from secateur.methods.frozen import FrozenAdam
 from secateur.methods.gmp import GMP
+from secateur.methods.post_training import PostTraining
 from secateur.methods.srste import SRSTE
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Method",
     "MethodOptions",
     "Phase",
+    "PostTraining",
 ]

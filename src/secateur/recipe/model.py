@@ -12,7 +12,7 @@ from pydantic import Field
 from secateur.problems import Problems, Section, show
 from secateur.recipe.stage import Stage, parse_stage
 
-LAST = ("scratch", "floor", "compact", "export")
+LAST = ("scratch", "floor", "compact", "round_to", "export")
 """Keys that are written after the stages."""
 
 
@@ -63,6 +63,7 @@ class Head(Section):
     scratch: bool = Field(False, description="start the stages from the untrained network")
     floor: float | None = Field(None, gt=0, lt=1, description="lowest validation accuracy")
     compact: bool = Field(True, description="remove channels that have become useless, by stage")
+    round_to: int = Field(1, ge=1, le=256, description="what widths become multiples of; 1 for any")
     export: Any = Field({})
 
 
@@ -82,6 +83,8 @@ class Recipe(Head):
         floor: lowest validation accuracy: the first stage that ends below it is undone, and the run
             ends with the network of the stage before.
         compact: whether channels that nothing depends on are removed after every stage.
+        round_to: widths become multiples of this, 8 or 4 where runtimes work in vectors: stages
+            keep so many filters or channels, and some useless ones stay where others do not fit.
         export: what is written beside the packed file.
     """
 

@@ -125,6 +125,10 @@ class ConstraintSet(ABC):
         """Return this set with shares turned into the counts they are for a weight of a shape."""
         return self
 
+    def rounded(self, shape: Sequence[int], multiple: int) -> ConstraintSet:
+        """Return this set with counts of whole channels made multiples, for a weight of a shape."""
+        return self
+
     def changed(self, **options: Any) -> ConstraintSet:
         """Return this set with other options."""
         return replace(self, **options)  # type: ignore[type-var]
@@ -180,6 +184,10 @@ class Pattern(ConstraintSet):
 
     def relaxed(self, shape: Sequence[int], exponent: float) -> Pattern:
         """Return an easier pattern; this one where there is no share to raise."""
+        return self
+
+    def rounded(self, shape: Sequence[int], multiple: int) -> Pattern:
+        """Return this pattern with a count of whole channels made a multiple."""
         return self
 
     def split(self) -> tuple[tuple[Pattern, ...], Levels | None]:

@@ -72,6 +72,10 @@ class Intersection(ConstraintSet):
         """Return the intersection of the patterns with counts for shares, and the levels."""
         return join([pattern.fixed(shape) for pattern in self.patterns], self.levels)
 
+    def rounded(self, shape: Sequence[int], multiple: int) -> ConstraintSet:
+        """Return the intersection of the rounded patterns, and the levels."""
+        return join([pattern.rounded(shape, multiple) for pattern in self.patterns], self.levels)
+
     def relaxed(self, shape: Sequence[int], exponent: float) -> ConstraintSet:
         """Return the intersection of the relaxed patterns, without levels."""
         return join([pattern.relaxed(shape, exponent) for pattern in self.patterns], None)

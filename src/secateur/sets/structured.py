@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -29,6 +29,10 @@ class Grouped(Counted):
     norm, whole. That is the nearest member, as the gains of groups add up. Groups of equal sums go
     by the lower number, and one that gains nothing is never kept.
     """
+
+    removable: ClassVar[bool] = False
+    """Whether groups are whole channels, which leave the network, so that their number is a width
+    of it."""
 
     @abstractmethod
     def groups(self, shape: tuple[int, ...]) -> Tensor:
@@ -48,6 +52,15 @@ class Grouped(Counted):
         sums = self.sums(gain)
         keep = top_k(sums, self.count(len(sums))) & (sums > 0)
         return keep[self._numbers(gain)].view_as(gain)
+
+    def rounded(self, shape: Sequence[int], multiple: int) -> Grouped:
+        """Return the pattern that keeps the nearest multiple of whole channels, at least one."""
+        total = self.total(shape)
+        keep = self.count(total)
+        if not self.removable or keep % multiple == 0 or keep == total:
+            return self
+        nearest = max(1, (2 * keep + multiple) // (2 * multiple)) * multiple
+        return replace(self, density=None, keep=min(nearest, total))
 
     def contains(self, weight: Tensor) -> bool:
         """Say whether at most :meth:`count` groups have an element that is not zero."""
@@ -93,6 +106,7 @@ class Filter(Grouped):
 
     name: ClassVar[str] = "filter"
     units: ClassVar[str] = "filters"
+    removable: ClassVar[bool] = True
 
     def groups(self, shape: tuple[int, ...]) -> Tensor:
         """Return the output of each element."""
@@ -114,6 +128,7 @@ class Channel(Grouped):
 
     name: ClassVar[str] = "channel"
     units: ClassVar[str] = "channels"
+    removable: ClassVar[bool] = True
 
     def groups(self, shape: tuple[int, ...]) -> Tensor:
         """Return the input channel of each element."""

@@ -1,0 +1,150 @@
+"""Runtimes that execute an ONNX file on the CPU, each ready to run one batch again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from secateur.artifact.onnx import require
+from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
+
+Feeds = Mapping[str, npt.NDArray[Any]]
+"""What a network reads, by the name of the input."""
+
+Inference = Callable[[], list[npt.NDArray[Any]]]
+"""One inference; returns the outputs."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A program that runs networks.
+
+    Attributes:
+        title: its name for people.
+        package: that has to be installed.
+        install: command that does so.
+        load: returns one inference of a file on feeds with a number of threads.
+    """
+
+    title: str
+    package: str
+    install: str
+    load: Callable[[Path, Feeds, int], Inference]
+
+    def prepare(self, path: Path, feeds: Feeds, threads: int) -> Inference:
+        """Load a file and run it once.
+
+        Args:
+            path: an ONNX file.
+            feeds: what it reads; their shapes may be compiled in.
+            threads: that one inference may use.
+
+        Raises:
+            MissingDependencyError: the runtime is not installed.
+            ArtifactError: it refuses the file or what it reads.
+        """
+        try:
+            inference = self.load(path, feeds, threads)
+            inference()
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"runtime: {self.title} is not installed.\nInstall it with: {self.install}"
+            ) from error
+        except Exception as error:  # each runtime has exception classes of its own
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"{path}: {self.title} cannot run this file.\n{reason}") from error
+        return inference
+
+
+def _onnxruntime(path: Path, feeds: Feeds, threads: int) -> Inference:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    return lambda: session.run(None, dict(feeds))
+
+
+def _openvino(path: Path, feeds: Feeds, threads: int) -> Inference:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    model.reshape({name: list(value.shape) for name, value in feeds.items()})
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",  # not bfloat16 behind the user's back
+    }
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    given = dict(feeds)
+
+    def run() -> list[npt.NDArray[Any]]:
+        request.infer(given, share_inputs=True)
+        return [tensor.data for tensor in request.output_tensors]
+
+    return run
+
+
+RUNTIMES = {
+    "onnxruntime": Runtime(
+        "ONNX Runtime", "onnxruntime", 'pip install "secateur[onnx]"', _onnxruntime
+    ),
+    "openvino": Runtime("OpenVINO", "openvino", 'pip install "secateur[openvino]"', _openvino),
+}
+"""The runtimes by the name of their package."""
+
+
+def feeds_of(path: Path, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Return something that a file can read: random numbers, or zeros where it takes integers.
+
+    Args:
+        path: an ONNX file whose inputs have fixed sizes but for the batch, dimension 0.
+        batch: samples at a time.
+
+    Raises:
+        ArtifactError: it is no ONNX file.
+        SecateurError: the file fixes another batch, or leaves another size open.
+    """
+    require("onnx")
+    import onnx
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as error:  # protobuf, and the operating system, raise kinds of their own
+        raise ArtifactError(f"{path}: this is no ONNX file that can be read.") from error
+    weights = {each.name for each in graph.initializer}
+    generator = np.random.default_rng(0)
+    feeds: dict[str, npt.NDArray[Any]] = {}
+    for given in graph.input:
+        if given.name in weights:
+            continue
+        kind = given.type.tensor_type
+        shape = _shape(path, given.name, [each.dim_value for each in kind.shape.dim], batch)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        real = np.issubdtype(dtype, np.floating)
+        values = generator.standard_normal(shape) if real else np.zeros(shape)
+        feeds[given.name] = values.astype(dtype)
+    return feeds
+
+
+def _shape(path: Path, name: str, sizes: list[int], batch: int) -> tuple[int, ...]:
+    """Return the sizes of an input, 0 where the file leaves them open, for a batch."""
+    first, *others = sizes or [0]
+    if first not in (0, batch):
+        raise SecateurError(
+            f"batch: {batch} is not what {path} takes, which fixes {first}.\n"
+            "Export it with an open batch dimension, or ask for that batch only."
+        )
+    if 0 in others:
+        raise SecateurError(
+            f"{path}: the input '{name}' leaves more open than its batch, so nothing can be timed."
+            "\nExport it with fixed sizes in all other dimensions."
+        )
+    return (batch, *others)
