@@ -60,7 +60,8 @@ def check_round_trip(weight: Tensor, quantized: Quantized | None) -> None:
     assert min(bits.values, bits.index, bits.metadata) >= 0
     describe(record)
     found = codec.levels(record, weight.shape)
-    assert (found is None) == (quantized is None or not record)
+    raw = bool(record) and record[0] & 0x7F == 0  # shorter, where scales would take more
+    assert (found is None) == (quantized is None or not record or raw)
     if found and quantized:
         assert torch.equal(found.levels, quantized.levels)
         assert torch.equal(found.weight(weight.dtype), weight)
@@ -131,6 +132,40 @@ def test_powers_of_two_come_back_in_no_more_than_their_bits(
     check_round_trip(weight, quantized)
     if bool(mask.all()):
         assert storage(weight, quantized).values <= bits * mask.numel()
+
+
+@settings(max_examples=200, deadline=None)
+@given(masks, st.integers(2, 8), st.booleans(), st.booleans(), st.integers(0, 2**32))
+def test_levels_with_a_scale_for_each_row_come_back(
+    mask: Tensor, bits: int, zero: bool, wide: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    if not mask.ndim:
+        return
+    most = 2 ** (bits - 1) - zero
+    levels = torch.randint(1, most + 1, mask.shape, generator=generator) * mask
+    scales = torch.rand(len(mask), generator=generator) + 0.1
+    scales = tuple((scales if wide else scales.half()).tolist())
+    quantized = Quantized(levels, scales, bits, zero)
+    weight = quantized.weight(torch.float32)
+    check_round_trip(weight, quantized)
+    record = encode(weight, quantized)
+    back = codec.levels(record, weight.shape)
+    if back is not None:
+        assert back.scale == scales
+        assert torch.equal(back.levels.long(), levels)
+        size = len(varint(len(scales))) + (4 if wide else 2) * len(scales)
+        assert storage(weight, quantized).metadata >= 8 * size
+        with pytest.raises(ArtifactError, match="scales for a tensor"):
+            decode(record, (len(mask) + 1, *mask.shape[1:]), torch.float32)
+    elif record:  # the scales took more than the values
+        assert len(record) < 4 * weight.numel() + 16
+
+
+def test_scales_of_another_number_than_rows_are_refused() -> None:
+    levels = torch.ones(3, 2, dtype=torch.int16)
+    with pytest.raises(MembershipError, match="2 for a tensor"):
+        encode(levels.float(), Quantized(levels, (1.0, 1.0), 2, True))
 
 
 def test_the_codes_of_powers_of_two_are_those_of_the_format() -> None:

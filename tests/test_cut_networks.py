@@ -132,7 +132,7 @@ def test_a_residual_network_is_cut_and_loads_by_name(tmp_path: Path) -> None:
     probe = torch.randn(4, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(loaded(probe), result.model(probe))
-    assert packed.read_header(tmp_path / "model.secateur").widths
+    assert packed.read_header(tmp_path / "model.secateur").changes.widths
 
 
 def test_blocks_stay_where_they_are_and_the_report_says_so(tmp_path: Path) -> None:

@@ -287,16 +287,6 @@ def test_what_makes_no_sense_is_refused_before_training(
         DJPQ(target, **({"example_input": images(1)} | options)).attach(digits_network())
 
 
-def test_compress_says_that_files_cannot_hold_it_yet(tmp_path: Path) -> None:
-    stage = {"method": "djpq", "epochs": 1}
-    with pytest.raises(RecipeError, match=r"stages\[0\].method"):
-        sc.compress(
-            None,
-            {"model": "secateur.zoo:lenet5", "data": "digits", "stages": [stage]},
-            out=tmp_path,
-        )
-
-
 def test_layers_that_pass_by_their_module_stay_dense_and_are_named() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

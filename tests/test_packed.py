@@ -139,6 +139,7 @@ def test_known_architectures_can_be_measured_without_memory(name: str) -> None:
     built = architecture.build(
         f"torchvision.models:{name}",
         {},
+        architecture.Changes(),
         fingerprint=real.fingerprint,
         file_bytes=10**5,
         trust=False,

@@ -24,18 +24,23 @@ from secateur.artifact.packed import load, read_header, save
 from secateur.codec import Quantized, decode, describe, encode
 from secateur.codec.values import Spacing
 from secateur.errors import ArtifactError, SecateurError
+from secateur.quantizers import regrid
 from secateur.zoo import lenet5
 
 LENET = "secateur.zoo:lenet5"
 
 
 class Small(nn.Module):
-    """A tensor for every coder: raw, levels, powers, arithmetic, bitmap, Rice, live, tied, ..."""
+    """A tensor for every coder: raw, levels, powers, arithmetic, bitmap, Rice, live, tied, rows ...
+
+    One layer reads through a grid.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.norm = nn.BatchNorm2d(4)
+        self.rows = nn.Linear(30, 4, bias=False)
         self.wide = nn.Linear(60, 40)
         self.tied = nn.Linear(60, 40, bias=False)
         self.tied.weight = self.wide.weight
@@ -68,15 +73,18 @@ def small(seed: int) -> tuple[nn.Module, dict[str, Quantized]]:
         levels *= torch.rand(weight.shape, generator=generator) < density
         if live:
             levels[8:], levels[:, 20:] = 0, 0
-        quantized[name] = Quantized(levels, 2.0**-4, bits, zero, spacing)
-        weight.data = (levels.double() * 2.0**-4).float()
+        scale = (0.5, 0.375, 0.25, 2.0**-4) if name == "rows.weight" else 2.0**-4
+        quantized[name] = Quantized(levels, scale, bits, zero, spacing)
+        weight.data = quantized[name].weight(torch.float32)
 
     quantize("conv.weight", 0.4, 4, False)
     quantize("wide.weight", 0.1, 3, False, live=True)
+    quantize("rows.weight", 0.9, 5, True)
     quantize("wide.bias", 0.1, 8, True)
     quantize("conv.bias", 1.0, 3, False, spacing="power_of_two")
     quantize("skewed", 0.4, 4, True, used=2)
     quantize("full", 1.0, 4, False, used=2, spacing="power_of_two")
+    regrid(model, "u15;;s3;")
     model.gate.data[::7] = torch.randn(5, generator=generator).bfloat16()
     model.norm.num_batches_tracked += seed + 1
     return model, quantized

@@ -235,7 +235,7 @@ def test_an_attached_network_is_a_network(options: dict[str, object]) -> None:
     assert torch.equal(model(images), expected)
     assert torch.equal(twin(images), expected)  # which shares its classes
     assert {n for n, _ in model.named_parameters()} == {n for n, _ in plain.named_parameters()}
-    q.reattach(plain, q.signatures(model).items())
+    q.regrid(plain, q.grids(model))
     plain.load_state_dict(model.state_dict())
     assert torch.equal(plain.eval()(images), expected)
 

@@ -28,7 +28,7 @@ from secateur.engine.trainer import Segment, Trainer
 from secateur.errors import RecipeError, SecateurError
 from secateur.files import atomic
 from secateur.finish import finish, load_dense, save_dense, settle
-from secateur.methods import METHODS, Phase
+from secateur.methods import METHODS, Method, Phase
 from secateur.plan import Plan, build_plan
 from secateur.recipe import Recipe, Stage, load_recipe
 from secateur.reference import build
@@ -88,7 +88,6 @@ def compress(
     """
     started = time.perf_counter()
     recipe = load_recipe(completed(recipe, task))
-    _refuse_unpackable(recipe)
     folder = Path(out)
     accelerator = Accelerator()
     main = accelerator.is_main_process
@@ -114,6 +113,9 @@ def compress(
     accelerator.wait_for_everyone()
 
     course = Course(task, recipe, plans, checkpoints, main, console)
+    for number, (stage, plan) in enumerate(zip(recipe.stages, plans, strict=True)):
+        if METHODS[stage.method].meets and stage.budget:
+            course.check(_method(task, stage, plan), number)
     trainer = Trainer(
         task,
         recipe.train,
@@ -124,10 +126,10 @@ def compress(
         teacher=course.dense,
     )
     trainer.run(_segments(task, recipe, course.plans), resume, course.before, course.after)
-    settled = settle(task.model, course.plans, course.notes)
+    settled = settle(task.model, course.finished(), course.notes)
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
-        report["allocations"] = list(course.allocations.values())
+        report["allocations"] = course.spent()
         report["seconds"] = time.perf_counter() - started
         _publish(report, folder, console)
     accelerator.wait_for_everyone()
@@ -191,16 +193,6 @@ def completed(recipe: Any, task: Task | None) -> Any:
     if task is None or not isinstance(recipe, Mapping):
         return recipe
     return {"name": task.name, "model": task.reference or "task:model", "data": "task", **recipe}
-
-
-def _refuse_unpackable(recipe: Recipe) -> None:
-    """Raise if a stage would make what a packed file cannot hold."""
-    for number, stage in enumerate(recipe.stages):
-        if why := METHODS[stage.method].unpackable:
-            raise RecipeError(
-                f"stages[{number}].method: '{stage.method}': {why}.\n"
-                f"Remedy: train in a loop of your own with secateur.methods.{stage.method.upper()}."
-            )
 
 
 def _refuse_unfinished(folder: Path) -> None:
@@ -288,11 +280,17 @@ def _plan(task: Task, recipe: Recipe, number: int) -> Plan:
         raise RecipeError(f"stages[{number}].{error}") from error
 
 
+def _method(task: Task, stage: Stage, plan: Plan) -> Method:
+    kind = METHODS[stage.method]
+    budget = stage.budget if kind.meets else None
+    return kind(plan, _seen(task, stage), budget, **stage.options.model_dump())
+
+
 def _segments(task: Task, recipe: Recipe, plans: Sequence[Plan]) -> list[Segment]:
     """Return dense training, unless trained weights are given, and every stage's phases."""
     segments = [] if recipe.weights else [_dense_segment(recipe)]
     for number, (stage, plan) in enumerate(zip(recipe.stages, plans, strict=True)):
-        method = METHODS[stage.method](plan, _seen(task, stage), **stage.options.model_dump())
+        method = _method(task, stage, plan)
         phases = method.phases()
         segments += [
             Segment(phase, number, method, opens=at == 0, closes=at == len(phases) - 1)

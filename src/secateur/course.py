@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from secateur.engine.trainer import Segment, Trainer
 from secateur.errors import ChannelError, RecipeError, SecateurError
 from secateur.files import atomic
 from secateur.finish import dense_copy, load_dense, save_dense
+from secateur.methods import Method
+from secateur.methods.costs import dense_costs
+from secateur.outcome import Outcome, finished
 from secateur.plan import Plan
 from secateur.recipe import Recipe
 from secateur.report.allocation import allocation_table
@@ -47,6 +50,7 @@ class Course:
     Attributes:
         notes: what a reader of the report should know.
         allocations: by stage, where its budget went and why (``Allocation.to_dict``).
+        outcomes: by stage, the bits that its method chose (``secateur.outcome``).
     """
 
     task: Task
@@ -57,12 +61,31 @@ class Course:
     console: Console
     notes: list[str] = field(default_factory=list)
     allocations: dict[int, dict[str, Any]] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.untrained = copy.deepcopy(self.task.model)
         for stage in range(len(self.plans)):
             if self._allocation(stage).exists():
                 self._spend(stage, json.loads(self._allocation(stage).read_text()))
+            if self._outcome(stage).exists():
+                self.outcomes[stage] = json.loads(self._outcome(stage).read_text())
+
+    def finished(self) -> list[Plan]:
+        """Return the plans of the stages with the sets that their weights ended in."""
+        return [
+            finished(plan, self.outcomes[number]) if number in self.outcomes else plan
+            for number, plan in enumerate(self.plans)
+        ]
+
+    def spent(self) -> list[dict[str, Any]]:
+        """Return, by stage with a budget, where it went, for the report."""
+        found = dict(self.allocations)
+        for stage, outcome in self.outcomes.items():
+            if outcome["spent"] and stage < len(self.plans):
+                budget = self.recipe.stages[stage].budget
+                found[stage] = {"budget": budget, "by": "training", "spent": outcome["spent"]}
+        return [found[stage] for stage in sorted(found)]
 
     def dense(self) -> nn.Module:
         """Return the trained network as it was before the first stage."""
@@ -77,17 +100,56 @@ class Course:
         stage, method = segment.stage, segment.method
         if stage is None or method is None or self.recipe.stages[stage].budget is None:
             return
+        if method.budgets:
+            self.tell(method, stage)
+            return
         if stage not in self.allocations:
             self._spend(stage, self._allocate(stage))
-            self._keep_allocation(stage)
+            self._keep(self._allocation(stage), self.allocations[stage])
             trainer.accelerator.wait_for_everyone()
         self.console.print(allocation_table(self.allocations[stage], f"stage {stage}: budget"))
         method.target = self.plans[stage]
+
+    def check(self, method: Method, stage: int) -> None:
+        """Refuse a budget that a method cannot meet, before anything trains.
+
+        Raises:
+            RecipeError: even the least that it can make of the network costs more.
+        """
+        self.tell(method, stage)
+        try:
+            method.attach(copy.deepcopy(self.untrained))
+        except RecipeError as error:
+            raise RecipeError(f"stages[{stage}].{error}") from error
+
+    def tell(self, method: Method, stage: int) -> None:
+        """Say how the budgets of a method are measured: ratios are to the whole dense network."""
+        choice, task = self.recipe.stages[stage].allocation, self.task
+        assert choice is not None
+        some = first(task.train, choice.samples)
+        example = task.example_input.cpu()
+        untrained = copy.deepcopy(self.untrained).cpu()
+
+        @torch.no_grad()
+        def loss() -> float:
+            return float(task.loss(*outputs(task.model, some)))
+
+        method.told(loss, dense_costs(untrained, example), self._overhead())
+
+    def _overhead(self) -> int:
+        task = self.task
+        return packed.overhead_bytes(
+            task.model,
+            reference=task.reference,
+            arguments=task.arguments,
+            metadata=task.metadata,
+        )
 
     def _allocate(self, number: int) -> dict[str, Any]:
         stage, task = self.recipe.stages[number], self.task
         choice, plan = stage.allocation, self.plans[number].fitted(task.model)
         assert choice is not None
+        assert choice.by != "training"
         some = first(task.train, choice.samples)
 
         @torch.no_grad()
@@ -103,12 +165,7 @@ class Course:
                 loss=loss,
                 bits=choice.bits,
                 fixed=[row.layer for row in plan.compressed if row.stated],
-                overhead=packed.overhead_bytes(
-                    task.model,
-                    reference=task.reference,
-                    arguments=task.arguments,
-                    metadata=task.metadata,
-                ),
+                overhead=self._overhead(),
             ).to_dict()
         except RecipeError as error:
             raise RecipeError(f"stages[{number}].{error}") from error
@@ -120,10 +177,13 @@ class Course:
     def _allocation(self, stage: int) -> Path:
         return self.folder / f"allocation-{stage}.json"
 
-    def _keep_allocation(self, stage: int) -> None:
+    def _outcome(self, stage: int) -> Path:
+        return self.folder / f"outcome-{stage}.json"
+
+    def _keep(self, path: Path, data: Mapping[str, Any]) -> None:
         if self.main:
-            with atomic(self._allocation(stage)) as temporary:
-                temporary.write_text(json.dumps(self.allocations[stage]))
+            with atomic(path) as temporary:
+                temporary.write_text(json.dumps(data))
 
     def after(self, segment: Segment, trainer: Trainer) -> bool:
         """Do what is due when a segment has ended; say whether training goes on.
@@ -136,6 +196,9 @@ class Course:
             if self.recipe.scratch:
                 self.task.model.load_state_dict(self.untrained.state_dict())
         elif segment.closes:
+            assert segment.method is not None
+            self.outcomes[segment.stage] = segment.method.outcome()
+            self._keep(self._outcome(segment.stage), self.outcomes[segment.stage])
             return self._close(segment.stage, trainer)
         return True
 

@@ -4,8 +4,18 @@ ADMM-NN-S sets the rate of every layer by hand. Here one figure is given, and ea
 follows from its weights (``magnitude``) or from what the loss says (``sensitivity``).
 """
 
-from secateur.allocation.budget import Budget
+from secateur.allocation.budget import Budget, parse_budgets
 from secateur.allocation.distribute import WAYS, allocate
+from secateur.allocation.measure import MEASURES
 from secateur.allocation.result import Allocation, Share, apply
 
-__all__ = ["WAYS", "Allocation", "Budget", "Share", "allocate", "apply"]
+__all__ = [
+    "MEASURES",
+    "WAYS",
+    "Allocation",
+    "Budget",
+    "Share",
+    "allocate",
+    "apply",
+    "parse_budgets",
+]

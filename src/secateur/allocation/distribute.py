@@ -15,6 +15,7 @@ from secateur.allocation.measure import MEASURES, Costs, Measure
 from secateur.allocation.result import Allocation, Share, concrete
 from secateur.allocation.sensitivity import Loss, Sensitivity
 from secateur.allocation.targets import at_share, least_share, with_bits
+from secateur.allocation.units import KINDS
 from secateur.artifact import packed
 from secateur.errors import RecipeError, did_you_mean
 from secateur.plan import Plan, Row
@@ -67,7 +68,7 @@ def allocate(
     least = _least(plan, bits, fixed)
     costs = measure.of(least)
     if costs.total > limit:
-        raise _impossible(budget, limit, costs, measure.unit)
+        raise _impossible(budget, limit, costs, KINDS[budget.kind].name)
     candidates: Candidates = Threshold(plan, measure, fixed)
     if by == "sensitivity":
         assert loss is not None

@@ -18,16 +18,12 @@ from secateur.artifact.container import entry_bytes
 from secateur.codec import Storage, storage
 from secateur.plan import BIAS, Plan, Row
 from secateur.sets import ConstraintSet
-from secateur.sets.levels import at_half, at_scale
+from secateur.sets.levels import at_half
 
 MEASURES: dict[str, type[Measure]] = {}
 """Measures by the name of the budget's kind."""
 
 FLOAT_BITS = 32
-BYTES = {
-    **{"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9},
-    **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30},
-}
 
 AnyMeasure = TypeVar("AnyMeasure", bound="type[Measure]")
 
@@ -72,10 +68,6 @@ class Measure(ABC):
     """
 
     name: ClassVar[str]
-    unit: ClassVar[str]
-    """What is counted, in the plural."""
-    suffixes: ClassVar[Mapping[str, int]] = {"": 1}
-    """What may follow a number, and how many units it stands for."""
 
     def __init__(self, model: nn.Module, plan: Plan, overhead: int) -> None:
         self.model = model
@@ -119,7 +111,6 @@ class Weights(Measure):
     """Non-zeros among the planned weights."""
 
     name = "weights"
-    unit = "weights"
 
     def layer(self, row: Row, target: ConstraintSet, weight: Tensor) -> float:
         """Count the non-zeros."""
@@ -134,7 +125,6 @@ class Bits(Measure):
     """
 
     name = "bits"
-    unit = "bits"
 
     def __init__(self, model: nn.Module, plan: Plan, overhead: int) -> None:
         super().__init__(model, plan, overhead)
@@ -154,8 +144,6 @@ class File(Measure):
     """
 
     name = "file"
-    unit = "bytes"
-    suffixes = BYTES
 
     def __init__(self, model: nn.Module, plan: Plan, overhead: int) -> None:
         super().__init__(model, plan, overhead)
@@ -185,4 +173,4 @@ def stored(target: ConstraintSet, weight: Tensor) -> Storage:
     if quantized is None:
         return storage(weight)
     quantized = at_half(quantized)
-    return storage(at_scale(quantized.levels, quantized.scale, weight.dtype), quantized)
+    return storage(quantized.weight(weight.dtype), quantized)

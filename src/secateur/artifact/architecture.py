@@ -14,7 +14,8 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from secateur.channels import narrow
-from secateur.errors import ArtifactError, ChannelError, MissingDependencyError, SecateurError
+from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
+from secateur.quantizers import regrid
 from secateur.reference import KNOWN_MODULES, is_known, resolve
 
 _MAX_TENSORS = 16_384
@@ -73,16 +74,42 @@ class Architecture:
             )
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What compression has done to the modules of a network, as a file says it.
+
+    Attributes:
+        widths: :func:`secateur.channels.widths`, of a network that has lost channels.
+        activations: :func:`secateur.quantizers.grids`, of one whose layers read through grids.
+    """
+
+    widths: str = ""
+    activations: str = ""
+
+    def made(self, model: nn.Module) -> nn.Module:
+        """Change a network that was freshly built; return it.
+
+        Raises:
+            ArtifactError: the changes do not fit the network.
+        """
+        try:
+            if self.widths:
+                narrow(model, self.widths)
+            return regrid(model, self.activations)
+        except SecateurError as error:
+            raise ArtifactError(str(error)) from None
+
+
 def build(
     reference: str | None,
     arguments: Mapping[str, Any],
-    widths: str = "",
+    changes: Changes,
     *,
     fingerprint: int,
     file_bytes: int,
     trust: bool,
 ) -> nn.Module:
-    """Build the network that a packed file names.
+    """Build the network that a packed file names, with its changes.
 
     Unless trusted, the reference must be known and the arguments must not ask for pretrained
     weights, and the network is first built without memory to see that it has the fingerprint and
@@ -103,24 +130,10 @@ def build(
     if not trust:
         limit = _FREE_BYTES + _BYTES_PER_FILE_BYTE * file_bytes
         with _bounded(limit), torch.device("meta"), _RealNumbers():
-            model = narrowed(_call(builder, reference, arguments), widths)
+            model = changes.made(_call(builder, reference, arguments))
             Architecture.of(model).require(fingerprint)
     with torch.random.fork_rng(devices=()):
-        return narrowed(_call(builder, reference, arguments), widths)
-
-
-def narrowed(model: nn.Module, widths: str) -> nn.Module:
-    """Return a network without the channels that a file says it has lost; changed in place.
-
-    Raises:
-        ArtifactError: the widths do not fit the network.
-    """
-    if not widths:
-        return model
-    try:
-        return narrow(model, widths)
-    except ChannelError as error:
-        raise ArtifactError(str(error)) from None
+        return changes.made(_call(builder, reference, arguments))
 
 
 def _check_known(reference: str) -> None:

@@ -21,7 +21,9 @@ from secateur.files import atomic
 KEY = "secateur"
 """The metadata key that holds the format version."""
 
-VERSION = 1
+VERSIONS = (1, 2)
+"""Those that are read; a file states the first that has all it holds."""
+
 _BLOB = "b"
 _MAX_HEADER = 1 << 20
 _ENTRY_SLACK = 64  # bytes an entry may take beyond its tensor's raw bytes
@@ -41,7 +43,7 @@ def overhead_bytes(metadata: Mapping[str, str], blob: int) -> int:
         metadata: as :func:`write` takes it.
         blob: bytes of the blob; only its number of digits matters.
     """
-    return len(_header(_text(metadata), blob)) + 2 * _CRC.size
+    return len(_header(_text(metadata, VERSIONS[0]), blob)) + 2 * _CRC.size
 
 
 def write(
@@ -49,12 +51,13 @@ def write(
     metadata: Mapping[str, str],
     architecture: Architecture,
     records: Sequence[bytes],
+    version: int,
 ) -> int:
     """Write the file in one step and return its bytes.
 
     The header is written here, since the library orders the metadata differently at every run.
     """
-    text = _text(metadata)
+    text = _text(metadata, version)
     blob = _CRC.pack(architecture.fingerprint)
     blob += b"".join(varint(len(record)) + record for record in records)
     blob += _CRC.pack(zlib.crc32(blob, _metadata_crc(text)))
@@ -64,8 +67,8 @@ def write(
     return len(data)
 
 
-def _text(metadata: Mapping[str, str]) -> dict[str, str]:
-    return {KEY: str(VERSION), **dict(sorted(metadata.items()))}
+def _text(metadata: Mapping[str, str], version: int) -> dict[str, str]:
+    return {KEY: str(version), **dict(sorted(metadata.items()))}
 
 
 def _header(text: Mapping[str, str], blob: int) -> bytes:
@@ -102,10 +105,10 @@ class Packed:
         version = self.metadata.get(KEY)
         if version is None:
             raise ArtifactError("it is not a packed file of secateur.")
-        if version != str(VERSION):
+        if version not in map(str, VERSIONS):
             raise ArtifactError(
                 f"format version {version[:20]!r} is unknown to this secateur, which reads "
-                f"{VERSION}; a newer one may read it."
+                f"{' and '.join(map(str, VERSIONS))}; a newer one may read it."
             )
 
     def check_size(self, raw_bytes: int, tensors: int) -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.artifact.integers import check_integers, translations, with_integers
+from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
 
 OPSET = 20
@@ -25,7 +27,12 @@ INPUT_NAME = "input"
 OUTPUT_NAME = "output"
 
 
-def export_onnx(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], path: Path) -> Path:
+def export_onnx(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    path: Path,
+    quantized: Mapping[str, Quantized] | None = None,
+) -> Path:
     """Write ``model`` in evaluation mode as one ONNX file for any batch size.
 
     The file is self-contained; above 2 GB, where the format does not allow that, the weights are
@@ -33,10 +40,12 @@ def export_onnx(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], pa
     the model takes several), the output ``output``; dimension 0 of each is the batch.
 
     Args:
-        model: a network whose output is one tensor, batch first. It comes back in its own mode.
+        model: a network whose output is one tensor, batch first; it is left as it is.
         example_input: a batch of the right shape and dtype, or the tuple of arguments; values and
             batch size do not matter.
         path: the file to write; its folder is created.
+        quantized: levels of its weights, by name (``packed.unpack`` tells them): where int8 holds
+            them, the file has integers and scales instead of floats.
 
     Raises:
         MissingDependencyError: the extra ``onnx`` is not installed.
@@ -47,10 +56,11 @@ def export_onnx(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], pa
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     names = [INPUT_NAME] if len(inputs) == 1 else [f"{INPUT_NAME}_{i}" for i in range(len(inputs))]
     batch = torch.export.Dim("batch")
+    exported, integers = with_integers(model, quantized or {})
     try:
-        with _evaluating(model), _quiet():
+        with _quiet():
             program = torch.onnx.export(
-                model,
+                exported.eval(),
                 # a batch of 1 would be taken for a constant
                 tuple(torch.cat([value[:1], value[:1]]) for value in inputs),
                 dynamo=True,
@@ -59,6 +69,7 @@ def export_onnx(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], pa
                 input_names=names,
                 output_names=[OUTPUT_NAME],
                 dynamic_shapes=tuple({0: batch} for _ in inputs),
+                custom_translation_table=translations(),
             )
     except Exception as error:  # the exporter passes on whatever its many stages raise
         cause: BaseException = error
@@ -75,9 +86,22 @@ def export_onnx(model: nn.Module, example_input: Tensor | tuple[Tensor, ...], pa
             f"onnx: {type(model).__name__} returns {len(program.model.graph.outputs)} tensors.\n"
             "Wrap it in a module that returns the one tensor you deploy."
         )
+    check_integers(program.model.graph, integers)
+    _strip(program.model)
     program.model.ir_version = IR_VERSION
     _save(program, path)
     return path
+
+
+def _strip(model: Any) -> None:
+    """Drop the exporter's notes on where each node came from: up to 1 kB each."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
 
 
 def _save(program: Any, path: Path) -> None:
@@ -139,18 +163,6 @@ def require(*packages: str) -> None:
             f"onnx: the package '{error.name}' is not installed.\n"
             'Install it with: pip install "secateur[onnx]"'
         ) from error
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and afterwards each back in its own."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager

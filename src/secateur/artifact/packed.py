@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from secateur.artifact import container
-from secateur.artifact.architecture import Architecture, build, narrowed
+from secateur.artifact.architecture import Architecture, Changes, build
 from secateur.codec import Quantized, Storage, decode, describe, encode, levels, storage
 from secateur.errors import ArtifactError, MembershipError, SecateurError, did_you_mean
+from secateur.quantizers import grids
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 Path: TypeAlias = "str | PathLike[str]"
 
-_MODEL, _ARGUMENTS, _WIDTHS = "model", "arguments", "widths"
+_MODEL, _ARGUMENTS = "model", "arguments"
+_WIDTHS, _ACTIVATIONS = "widths", "activations"
 _RECORD_SLACK = 16  # bytes by which a record may exceed the tensor's raw bytes
 
 
@@ -60,7 +62,7 @@ class Header:
         version: of the format.
         reference: the function that builds the architecture, if the file names one.
         arguments: its keyword arguments.
-        widths: how wide the network is, if that is not what the callable builds.
+        changes: what the network is that the callable does not build.
         metadata: what else the writer noted, such as the input normalization.
         entries: the stored tensors in ``state_dict`` order (their names belong to the network).
         file: bytes of the whole file.
@@ -69,7 +71,7 @@ class Header:
     version: int
     reference: str | None
     arguments: Mapping[str, JSON]
-    widths: str
+    changes: Changes
     metadata: Mapping[str, str]
     entries: tuple[Entry, ...]
     file: int
@@ -105,14 +107,14 @@ def save(
 
     Args:
         path: the file to write, replaced if it exists.
-        model: a plain network, on any device.
+        model: a plain network, on any device; its layers may read through fixed grids.
         quantized: levels and scale of the tensors, by name, that are stored so; the others are
             stored bit for bit.
         reference: ``module:callable`` that builds the network, or None if the reader brings it.
         arguments: keyword arguments of that callable.
         widths: of a network that has lost channels (:func:`secateur.channels.widths`).
-        metadata: further strings to note; ``model``, ``arguments``, ``widths`` and ``secateur`` are
-            taken.
+        metadata: further strings to note; ``model``, ``arguments``, ``widths``, ``activations``
+            and ``secateur`` are taken.
 
     Raises:
         SecateurError: ``quantized`` or ``metadata`` has a name that does not fit.
@@ -120,14 +122,16 @@ def save(
         ArtifactError: the network holds state that is not a tensor, or an unknown dtype.
     """
     architecture = Architecture.of(model)
-    text = _text(reference, arguments, widths, metadata)
+    text = _text(reference, arguments, Changes(widths, grids(model)), metadata)
     by_name = _by_first_name(architecture, quantized)
     records, sizes = [], {}
     for name, tensor in architecture.tensors.items():
         with _naming(name):
             records.append(encode(tensor, by_name.get(name)))
             sizes[name] = storage(tensor, by_name.get(name))
-    file = container.write(path, text, architecture, records)
+    by_row = any(isinstance(each.scale, tuple) for each in by_name.values())
+    version = 2 if by_row or _ACTIVATIONS in text else 1
+    file = container.write(path, text, architecture, records, version)
     return PackedSize(file, sizes)
 
 
@@ -154,7 +158,7 @@ def overhead_bytes(
         ArtifactError: the network holds state that is not a tensor.
     """
     architecture = Architecture.of(model)
-    text = _text(reference, arguments, "", metadata)
+    text = _text(reference, arguments, Changes(), metadata)
     return container.overhead_bytes(text, architecture.raw_bytes)
 
 
@@ -167,10 +171,10 @@ def read_header(path: Path) -> Header:
     with container.opened(path) as packed:
         text = dict(packed.metadata)
         reference, arguments = text.pop(_MODEL, None), _arguments(text.pop(_ARGUMENTS, "{}"))
-        widths = text.pop(_WIDTHS, "")
+        changes = Changes(text.pop(_WIDTHS, ""), text.pop(_ACTIVATIONS, ""))
         version = int(text.pop(container.KEY))
         entries = tuple(Entry(len(record), describe(record)) for record in packed.records())
-        return Header(version, reference, arguments, widths, text, entries, packed.file_bytes)
+        return Header(version, reference, arguments, changes, text, entries, packed.file_bytes)
 
 
 def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.Module:
@@ -182,8 +186,8 @@ def load(path: Path, model: nn.Module | None = None, trust: bool = False) -> nn.
     Args:
         path: the packed file.
         model: a network of the right architecture; its tensors are overwritten, it loses the
-            channels that the file says, and it is returned. Nothing is overwritten unless the
-            whole file is good.
+            channels and gets the grids that the file says, and it is returned. Nothing is
+            overwritten unless the whole file is good.
         trust: build whatever the file names, which imports and runs that module, and believe
             its arguments.
 
@@ -200,29 +204,40 @@ def unpack(path: Path, model: nn.Module | None = None, trust: bool = False) -> U
     Arguments and errors are those of :func:`load`.
     """
     with container.opened(path) as packed:
-        widths = packed.metadata.get(_WIDTHS, "")
+        text = packed.metadata
+        changes = Changes(text.get(_WIDTHS, ""), text.get(_ACTIVATIONS, ""))
         if model is None:
             model = build(
-                packed.metadata.get(_MODEL),
-                _arguments(packed.metadata.get(_ARGUMENTS, "{}")),
-                widths,
+                text.get(_MODEL),
+                _arguments(text.get(_ARGUMENTS, "{}")),
+                changes,
                 fingerprint=packed.fingerprint,
                 file_bytes=packed.file_bytes,
                 trust=trust,
             )
-        if Architecture.of(model).fingerprint == packed.fingerprint:
-            widths = ""  # it is as wide already
-        architecture = Architecture.of(narrowed(copy.deepcopy(model), widths) if widths else model)
+        architecture, changes = _match(model, changes, packed.fingerprint)
         architecture.require(packed.fingerprint)
         packed.check_size(architecture.raw_bytes, len(architecture.tensors))
         decoded, quantized = _decode(packed, architecture)
     with torch.no_grad():
-        for name, tensor in Architecture.of(narrowed(model, widths)).tensors.items():
+        for name, tensor in Architecture.of(changes.made(model)).tensors.items():
             tensor.copy_(decoded[name])
     names = architecture.first_names.items()
     return Unpacked(
         model.eval(), {name: quantized[first] for name, first in names if first in quantized}
     )
+
+
+def _match(model: nn.Module, changes: Changes, fingerprint: int) -> tuple[Architecture, Changes]:
+    """Return what a network will be, and the changes that it lacks: it may be as wide already."""
+    found = Architecture.of(model)
+    if found.fingerprint == fingerprint and grids(model) == changes.activations:
+        return found, Changes("", changes.activations)
+    as_wide = Changes("", changes.activations)
+    found = Architecture.of(as_wide.made(copy.deepcopy(model)))
+    if found.fingerprint == fingerprint:
+        return found, as_wide
+    return Architecture.of(changes.made(copy.deepcopy(model))), changes
 
 
 def _decode(
@@ -258,18 +273,20 @@ def _naming(tensor: str) -> Iterator[None]:
 def _text(
     reference: str | None,
     arguments: Mapping[str, JSON] | None,
-    widths: str,
+    changes: Changes,
     metadata: Mapping[str, str] | None,
 ) -> dict[str, str]:
     """Return the strings that a file notes."""
     text = dict(metadata or {})
-    for key in (_MODEL, _ARGUMENTS, _WIDTHS, container.KEY):
+    for key in (_MODEL, _ARGUMENTS, _WIDTHS, _ACTIVATIONS, container.KEY):
         if key in text:
             raise SecateurError(f"metadata: the key '{key}' is taken; choose another.")
     if reference is not None:
         text[_MODEL] = reference
-    if widths:
-        text[_WIDTHS] = widths
+    if changes.widths:
+        text[_WIDTHS] = changes.widths
+    if changes.activations:
+        text[_ACTIVATIONS] = changes.activations
     if arguments:
         text[_ARGUMENTS] = json.dumps(arguments, separators=(",", ":"), sort_keys=True)
     return text

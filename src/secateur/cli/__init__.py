@@ -232,7 +232,8 @@ def inspect(
 
     opened = open_target(target, trust, arguments)
     example, bits = opened.example(input_shape), opened.bits(weight_bits, activation_bits)
-    measured = cost.inspect(opened.model, example, bits, first_last_bits, opened.weight_bits)
+    own = opened.weight_bits, opened.activation_bits
+    measured = cost.inspect(opened.model, example, bits, first_last_bits, *own)
     storage = cost.storage_table(opened.model, opened.quantized).to_dict() if encodings else None
     if as_json:
         packed = tables.header_dict(opened.header) if opened.header else None

@@ -68,7 +68,8 @@ def platforms(
     opened = open_target(target, trust, arguments)
     example, dense = opened.example(input_shape), opened.dense()
     bits = opened.bits(weight_bits, activation_bits)
-    network = workload(opened.model, example, bits, first_last_bits, opened.weight_bits)
+    own = opened.weight_bits, opened.activation_bits
+    network = workload(opened.model, example, bits, first_last_bits, *own)
     origin = workload(dense, example) if dense else None
     found = [assess(each, network, origin) for each in chosen]
     if as_json:
@@ -119,7 +120,14 @@ def energy(
     opened = open_target(target, trust, arguments)
     example, bits = opened.example(input_shape), opened.bits(weight_bits, activation_bits)
     found = model_energy(
-        opened.model, example, bits, first_last_bits, node, skip_zeros, opened.weight_bits
+        opened.model,
+        example,
+        bits,
+        first_last_bits,
+        node,
+        skip_zeros,
+        opened.weight_bits,
+        opened.activation_bits,
     )
     measured = meter.measure(opened.inference(input_shape)) if measure else None
     if as_json:

@@ -17,6 +17,7 @@ from secateur.codec import Quantized
 from secateur.cost import FULL_BITS, bits_by_layer
 from secateur.errors import ArtifactError, SecateurError
 from secateur.finish import ONNX, PACKED
+from secateur.quantizers import activation_bits
 from secateur.recipe.source import apply_overrides
 from secateur.reference import build
 
@@ -44,6 +45,11 @@ class Target:
     def weight_bits(self) -> dict[str, int]:
         """Bits of the weights of the layers that are quantized, by layer."""
         return bits_by_layer(self.quantized)
+
+    @property
+    def activation_bits(self) -> dict[str, int]:
+        """Bits of what layers read through a grid, by layer."""
+        return activation_bits(self.model)
 
     def bits(self, weight_bits: int | None, activation_bits: int) -> tuple[int, int]:
         """Return the bits (of weights, of activations) of layers that are not quantized.

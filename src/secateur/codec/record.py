@@ -159,11 +159,14 @@ def decode(record: bytes, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     shape = tuple(shape)
     if not record:
         return from_words(np.zeros(math.prod(shape), dtype=word_type(dtype)), shape, dtype)
-    return _read(record, _Header.read(record), shape, dtype)
+    header = _Header.read(record)
+    if header.grid and header.grid.by_row:
+        return _levels(record, header, header.grid, shape).weight(dtype)
+    return _read(record, header, shape, dtype)
 
 
 def levels(record: bytes, shape: Sequence[int]) -> Quantized | None:
-    """Return the levels of a record, int16 on the CPU, and their scale; None if it has none.
+    """Return the levels of a record, int16 on the CPU, and their scales; None if it has none.
 
     Raw values have none, nor has an empty record, which does not say whether its zeros were levels.
 
@@ -173,9 +176,14 @@ def levels(record: bytes, shape: Sequence[int]) -> Quantized | None:
     header = _Header.read(record) if record else None
     if header is None or header.grid is None:
         return None
-    grid = header.grid
+    return _levels(record, header, header.grid, tuple(shape))
+
+
+def _levels(record: bytes, header: _Header, grid: Grid, shape: tuple[int, ...]) -> Quantized:
+    if isinstance(grid.scale, tuple) and (len(grid.scale),) != shape[:1]:
+        raise ArtifactError(f"record: {len(grid.scale)} scales for a tensor of shape {shape}.")
     unscaled = replace(header, grid=replace(grid, scale=1.0))
-    integers = _read(record, unscaled, tuple(shape), torch.int16)
+    integers = _read(record, unscaled, shape, torch.int16)
     return Quantized(integers, grid.scale, grid.bits, grid.zero, grid.spacing)
 
 
@@ -206,6 +214,7 @@ def describe(record: bytes) -> str:
     grid = header.grid
     values = f"{grid.bits} bits{' with zero' * grid.zero}" if grid else "raw"
     values += " powers of two" if grid and grid.spacing == "power_of_two" else ""
+    values += " by row" if grid and grid.by_row else ""
     return ", ".join([values, *live, str(header.subsets[-1])])
 
 
@@ -256,10 +265,16 @@ def _read_places(
 def _choose(weight: Tensor, quantized: Quantized | None) -> _Plan | None:
     """Return the plan with the fewest bytes, or None if there is nothing but zeros."""
     if quantized is None:
-        grid, flat = None, words(weight)
-    else:
-        grid = check_member(weight, quantized)
-        flat = quantized.levels.detach().cpu().reshape(-1).numpy()
+        return _shortest(weight, words(weight), None)
+    grid = check_member(weight, quantized)
+    plan = _shortest(weight, quantized.levels.detach().cpu().reshape(-1).numpy(), grid)
+    if plan and grid.by_row:  # of narrow matrices the scales may take more than the values
+        raw = _shortest(weight, words(weight), None)
+        return plan if not raw or plan.storage().total <= raw.storage().total else raw
+    return plan
+
+
+def _shortest(weight: Tensor, flat: NDArray[np.signedinteger], grid: Grid | None) -> _Plan | None:
     rows, columns = matrix_shape(weight.shape)
     matrix = flat.reshape(rows, columns)
     count = int(np.count_nonzero(flat))

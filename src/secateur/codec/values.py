@@ -1,9 +1,8 @@
-"""Value coders: a tensor's elements as raw words, or as integer levels times one scale."""
+"""Value coders: a tensor's elements as raw words, or as integer levels times scales."""
 
 from __future__ import annotations
 
 import math
-import struct
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.codec import arithmetic
-from secateur.codec.bits import pack, unpack
+from secateur.codec.bits import pack, read_varint, unpack, varint
 from secateur.errors import ArtifactError, MembershipError
 
 Words = NDArray[np.signedinteger]
@@ -26,10 +25,14 @@ DTYPES = (
 )
 """The dtypes that can be stored; only the floating-point ones also as levels."""
 
+Scale = float | tuple[float, ...]
+"""Of a whole tensor, or one for each row of its GEMM matrix."""
+
 Spacing = Literal["uniform", "power_of_two"]
 """How levels follow each other: q, 2q, 3q, ... or q, 2q, 4q, ..."""
 
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+_BY_ROW = 64  # in the value coder: one scale for each row
 MOST_BITS: dict[Spacing, int] = {"uniform": 8, "power_of_two": 4}
 
 
@@ -41,27 +44,32 @@ def magnitudes(bits: int, zero: bool, spacing: Spacing) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor as integer levels times one scale, rounded once to its dtype.
+    """A tensor as integer levels times its scale or scales, rounded once to its dtype.
 
     Attributes:
         levels: integer tensor (int16 or wider) of the weight's shape, 0 where the weight is zero;
             the others have a magnitude of :func:`magnitudes`.
         scale: > 0 and representable in float32; 2 bytes on disk if representable in float16,
-            otherwise 4.
+            otherwise 4. A tuple has one for each element of dimension 0.
         bits: 1 ... 8, of each stored level; at most 4 for powers of two.
         zero: whether 0 is a level; if not, a weight is zero only by being pruned.
         spacing: ``uniform`` or ``power_of_two``.
     """
 
     levels: Tensor
-    scale: float
+    scale: Scale
     bits: int
     zero: bool
     spacing: Spacing = "uniform"
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """Return the tensor itself."""
-        return (self.levels.double() * self.scale).to(dtype)
+        return (self.levels.double() * self.scales()).to(dtype)
+
+    def scales(self) -> Tensor:
+        """Return the scale or scales as float64, in a shape that broadcasts to the levels'."""
+        scales = torch.tensor(self.scale, dtype=torch.float64, device=self.levels.device)
+        return scales.view(-1, *(1,) * (self.levels.ndim - 1)) if scales.ndim else scales
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Grid:
 
     bits: int
     zero: bool
-    scale: float
+    scale: Scale
     spacing: Spacing = "uniform"
 
     @property
@@ -96,7 +104,11 @@ class Grid:
         return codes.astype(np.uint8)
 
     def table(self, dtype: torch.dtype) -> Words:
-        """Return the element that each of the ``2**bits`` codes stands for, as words."""
+        """Return the element that each of the ``2**bits`` codes stands for, as words.
+
+        There is to be one scale.
+        """
+        assert isinstance(self.scale, float)
         positive = torch.tensor(self.magnitudes, dtype=torch.float64)
         if self.zero:  # the code 0 has no meaning; readers refuse it
             none = torch.zeros(1, dtype=torch.float64)
@@ -106,28 +118,39 @@ class Grid:
         return words((levels * self.scale).to(dtype))
 
     def header(self) -> bytes:
-        """Return the value coder byte (without the live bit) and the scale."""
-        narrow = float(np.float16(min(self.scale, 65504))) == self.scale
+        """Return the value coder byte (without the live bit) and the scale or scales."""
+        scales = np.atleast_1d(np.array(self.scale))
+        narrow = bool((np.minimum(scales, 65504).astype("<f2") == scales).all())
         kind = 32 * SPACINGS.index(self.spacing) + 4 * (self.bits - 1)
-        coder = 1 + kind + 2 * self.zero + (not narrow)
-        return bytes([coder]) + struct.pack("<e" if narrow else "<f", self.scale)
+        coder = 1 + _BY_ROW * self.by_row + kind + 2 * self.zero + (not narrow)
+        count = varint(len(scales)) if self.by_row else b""
+        return bytes([coder]) + count + scales.astype("<f2" if narrow else "<f4").tobytes()
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row has a scale of its own."""
+        return isinstance(self.scale, tuple)
 
 
 def read_header(record: bytes) -> tuple[Grid | None, int]:
     """Return the value coder at the start of a record (None: raw) and the position after it."""
-    coder = record[0] & 0x7F
+    coder, position, count = record[0] & 0x7F, 1, 1
     if coder == 0:
         return None, 1
-    kind, rest = divmod(coder - 1, 32)
+    by_row, rest = divmod(coder - 1, _BY_ROW)
+    kind, rest = divmod(rest, 32)
     bits, flags = rest // 4 + 1, rest % 4
-    size = 4 if flags & 1 else 2
+    if by_row:
+        count, position = read_varint(record, position)
+    end = position + count * (4 if flags & 1 else 2)
     known = kind < len(SPACINGS) and bits <= MOST_BITS[SPACINGS[kind]]
-    if not known or len(record) < 1 + size:
+    if not known or len(record) < end:
         raise ArtifactError(f"record: value coder {coder} is unknown or its scale is cut off.")
-    (scale,) = struct.unpack_from("<f" if flags & 1 else "<e", record, 1)
-    if not (math.isfinite(scale) and scale > 0):
-        raise ArtifactError(f"record: the scale is {scale}, not a positive number.")
-    return Grid(bits, bool(flags & 2), scale, SPACINGS[kind]), 1 + size
+    scales = np.frombuffer(record[position:end], "<f4" if flags & 1 else "<f2").tolist()
+    for scale in scales:
+        if not (math.isfinite(scale) and scale > 0):
+            raise ArtifactError(f"record: the scale is {scale}, not a positive number.")
+    return Grid(bits, bool(flags & 2), tuple(scales) if by_row else scales[0], SPACINGS[kind]), end
 
 
 def words(tensor: Tensor) -> Words:
@@ -161,7 +184,7 @@ def check_member(weight: Tensor, quantized: Quantized) -> Grid:
         MembershipError: they do not, or bits, scale or a level is out of range.
     """
     grid = Grid(quantized.bits, quantized.zero, quantized.scale, quantized.spacing)
-    weight, levels, scale = weight.detach().cpu(), quantized.levels.cpu(), quantized.scale
+    weight, levels = weight.detach().cpu(), quantized.levels.cpu()
     if not weight.is_floating_point() or levels.is_floating_point() or levels.shape != weight.shape:
         raise MembershipError(
             f"levels of shape {tuple(levels.shape)} and dtype {levels.dtype} cannot stand for a "
@@ -170,8 +193,12 @@ def check_member(weight: Tensor, quantized: Quantized) -> Grid:
     most = MOST_BITS[grid.spacing]
     if not 1 <= grid.bits <= most:
         raise MembershipError(f"bits: {grid.bits} is not one of 1 ... {most} ({grid.spacing}).")
-    if not (scale > 0 and float(np.float64(scale).astype(np.float32)) == scale < math.inf):
-        raise MembershipError(f"scale: {scale} is not positive and representable in float32.")
+    scales = quantized.scale if isinstance(quantized.scale, tuple) else (quantized.scale,)
+    if grid.by_row and len(scales) != (len(levels) if levels.ndim else 0):
+        raise MembershipError(f"scale: {len(scales)} for a tensor of shape {tuple(weight.shape)}.")
+    for scale in scales:
+        if not (scale > 0 and float(np.float64(scale).astype(np.float32)) == scale < math.inf):
+            raise MembershipError(f"scale: {scale} is not positive and representable in float32.")
     largest = max(grid.magnitudes, default=0)
     if levels.numel() and int(levels.abs().max()) > largest:
         raise MembershipError(f"levels: one exceeds {largest} ({grid.bits} bits).")

@@ -21,6 +21,7 @@ from secateur.cost.platforms import Platform, timing
 from secateur.cost.workload import LayerWork, workload
 from secateur.engine import checkpoint
 from secateur.finish import PACKED, dense_copy
+from secateur.quantizers import activation_bits
 from secateur.recipe import Recipe
 from secateur.report.comparison import TIME
 from secateur.sets import SETS, Pattern, Unstructured
@@ -106,8 +107,13 @@ def read_seed(job: Job, task: Task) -> Seed:
     dense = dense_copy(task.model, job.folder / checkpoint.FOLDER / checkpoint.DENSE)
     model = packed.load(job.folder / PACKED, copy.deepcopy(task.model))
     bits = {layer["name"]: int(layer["bits"]) for layer in report["layers"]}
+    inputs = activation_bits(model)
     work = [
-        replace(layer, weight_bits=min(bits.get(layer.name, DEPLOYED_BITS), DEPLOYED_BITS))
+        replace(
+            layer,
+            weight_bits=min(bits.get(layer.name, DEPLOYED_BITS), DEPLOYED_BITS),
+            activation_bits=inputs.get(layer.name, DEPLOYED_BITS),
+        )
         for layer in _work(model, task)
     ]
     return Seed(report, _work(dense, task), tuple(work))

@@ -104,6 +104,7 @@ def energy(
     node: str | Path = NODE,
     skip_zeros: bool = False,
     weight_bits: Mapping[str, int] | None = None,
+    activation_bits: Mapping[str, int] | None = None,
 ) -> Energy:
     """Model the energy of one inference.
 
@@ -116,11 +117,12 @@ def energy(
         skip_zeros: whether the hardware skips zero weights; ordinary hardware multiplies them.
         weight_bits: by layer, the bits of its weights where it has its own; see
             :func:`secateur.cost.inspect`.
+        activation_bits: the same for what layers read.
 
     Raises:
         SecateurError: bits are out of range, the model cannot run, or there is no such node.
     """
-    layers = workload(model, example_input, bits, first_last_bits, weight_bits)
+    layers = workload(model, example_input, bits, first_last_bits, weight_bits, activation_bits)
     return energy_of(layers, load_node(node), skip_zeros)
 
 

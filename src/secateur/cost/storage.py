@@ -186,7 +186,7 @@ def _layer(
         dense=weight.numel() * width,
         encodings=encodings,
         refused=refused,
-        bound=bound(weight),
+        bound=bound(quantized.levels if quantized else weight),
     )
 
 

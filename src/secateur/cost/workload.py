@@ -64,6 +64,7 @@ def workload(
     bits: tuple[int, int] = (32, 32),
     first_last_bits: int | None = None,
     weight_bits: Mapping[str, int] | None = None,
+    activation_bits: Mapping[str, int] | None = None,
 ) -> tuple[LayerWork, ...]:
     """Describe the layers of a model that multiply, in the order of execution.
 
@@ -77,11 +78,12 @@ def workload(
         first_last_bits: both bits of the first and the last layer, where they differ.
         weight_bits: by layer, the bits of its weights where it has its own; see
             :func:`secateur.cost.inspect`.
+        activation_bits: the same for what layers read.
 
     Raises:
         SecateurError: see :func:`secateur.cost.inspect`.
     """
-    cost = inspect(model, example_input, bits, first_last_bits, weight_bits)
+    cost = inspect(model, example_input, bits, first_last_bits, weight_bits, activation_bits)
     return tuple(
         _layer_work(
             [weight.detach() for _, weight in matrices(model.get_submodule(layer.name))],

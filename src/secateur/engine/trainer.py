@@ -23,10 +23,11 @@ from secateur.engine import checkpoint
 from secateur.engine.distill import distillation_loss
 from secateur.engine.evaluate import mean_score
 from secateur.engine.progress import Progress
+from secateur.engine.reestimate import reestimate
 from secateur.engine.teacher import Teacher
 from secateur.errors import SecateurError
 from secateur.methods import FrozenAdam, Method, Phase
-from secateur.quantizers import reattach, signatures
+from secateur.quantizers import grids, regrid
 from secateur.task import Task
 
 
@@ -151,7 +152,7 @@ class Trainer:
             for kept in saved["kept"]:
                 self._cut(kept)
             # what a method adds to the network is there once it is attached
-            reattach(self.task.model, saved["inputs"].items())
+            regrid(self.task.model, saved["grids"])
             self.task.model.load_state_dict(saved["model"], strict=False)
             self.history[:] = saved["history"]
         total = sum(segment.phase.epochs for segment in segments)
@@ -215,11 +216,14 @@ class Trainer:
             samples, network = teacher.ready()
             loader = self._loader(samples)
         average = self._average(phase, saved)
+        best: dict[str, Any] | None = saved["best"] if saved else None
         for epoch in range(saved["epochs"] if saved else 0, phase.epochs):
             set_seed(_derived_seed(self.options.seed, number, epoch))
             self.sampler.seed = _derived_seed(self.options.seed, number, epoch)
             started = time.perf_counter()
             loss = self._epoch(segment, optimizer, epoch, loader, network, average)
+            if method and method.reestimates:
+                reestimate(self.task.model, self.task.train)
             entry = {
                 "stage": segment.stage,
                 "method": method.name if method else "dense",
@@ -238,14 +242,20 @@ class Trainer:
             entry["seconds"] = time.perf_counter() - started
             self.history.append(entry)
             self.progress.epoch(entry, phase.epochs)
-            self._save(number, epoch + 1, optimizer, method, average)
+            if phase.best and (best is None or entry["accuracy"] > best["accuracy"]):
+                best = {"accuracy": entry["accuracy"], "model": _copied(self.task.model)}
+            self._save(number, epoch + 1, optimizer, method, average, best)
         if average:
             self.task.model.load_state_dict(average.module.state_dict())
             if method:
                 method.step()  # an average of members need not be one
+        if best:
+            self.task.model.load_state_dict(best["model"])
         if method and segment.closes:
             method.finalize()
             self._prepare()
+            if method.reestimates:
+                reestimate(self.task.model, self.task.train)
 
     def _epoch(
         self,
@@ -336,6 +346,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         method: Method | None,
         average: AveragedModel | None,
+        best: dict[str, Any] | None,
     ) -> None:
         if self.accelerator.is_main_process:
             state = {
@@ -343,14 +354,19 @@ class Trainer:
                 "segment": number,
                 "epochs": epochs,
                 "kept": self.kept,
-                "inputs": signatures(self.task.model),
+                "grids": grids(self.task.model),
                 "model": self.task.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "method": method.state_dict() if method else None,
                 "average": average.state_dict() if average else None,
+                "best": best,
                 "history": self.history,
             }
             checkpoint.save(self.folder, state)
+
+
+def _copied(model: nn.Module) -> dict[str, Any]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def _derived_seed(seed: int, segment: int, epoch: int) -> int:

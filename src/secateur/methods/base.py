@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -12,7 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from secateur.allocation.budget import parse_budgets
 from secateur.errors import RecipeError
+from secateur.outcome import Outcome
 from secateur.plan import Plan, build_plan
 from secateur.sets import ConstraintSet
 
@@ -53,6 +55,7 @@ class Phase:
             them at the end; 0 for none.
         snap: share of each quantized layer's non-zeros that are on their levels in it.
         frozen: whether Adam keeps the second moments of the end of the phase before.
+        best: whether it ends with the network of its best epoch on validation data.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Phase:
     average: float = 0.0
     snap: float = 1.0
     frozen: bool = False
+    best: bool = False
 
 
 class Method(ABC):
@@ -77,10 +81,15 @@ class Method(ABC):
     Args:
         target: a constraint set for every convolution and linear layer, or a plan by layer.
         example_input: one batch, for methods that look at how the network is connected.
+        budget: what the network may cost (``Budget.parse``), for methods that meet it in training.
         options: fields of the method's ``Options``.
 
+    Attributes:
+        budgets: one by kind.
+
     Raises:
-        RecipeError: an option does not exist or is out of range.
+        RecipeError: an option does not exist or is out of range, or a budget is not of a kind that
+            the method meets.
     """
 
     name: ClassVar[str]
@@ -89,19 +98,45 @@ class Method(ABC):
     default_sets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"unstructured": {}}
     """The sets of a stage that names none, and their options where it states none."""
 
-    unpackable: ClassVar[str] = ""
-    """Why a packed file cannot hold what it makes; empty if it can."""
+    meets: ClassVar[tuple[str, ...]] = ()
+    """Kinds of budgets that it meets while it trains; others are distributed before."""
+
+    reestimates: ClassVar[bool] = False
+    """Whether BatchNorm statistics of training are not those of evaluation, which has no noise."""
 
     def __init__(
-        self, target: ConstraintSet | Plan, example_input: Tensor | None = None, **options: Any
+        self,
+        target: ConstraintSet | Plan,
+        example_input: Tensor | None = None,
+        budget: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> None:
         self.target, self.example_input = target, example_input
+        self.budgets = parse_budgets(budget, self.meets) if budget else ()
+        self.dense: Mapping[str, float] = {}
+        self.overhead = 0
+        self.loss: Callable[[], float] | None = None
         try:
             self.options = self.Options(**options)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise RecipeError(f"{where}: {first['msg']} (got {first['input']!r}).") from error
+
+    def told(
+        self,
+        loss: Callable[[], float] | None = None,
+        dense: Mapping[str, float] | None = None,
+        overhead: int = 0,
+    ) -> None:
+        """Say how a budget is measured; call it before :meth:`attach`.
+
+        Args:
+            loss: of the model in evaluation mode on calibration data, the same at every call.
+            dense: by kind, what the dense network costs; by default the model as it is attached.
+            overhead: bytes of a packed file that no tensor takes.
+        """
+        self.loss, self.dense, self.overhead = loss, dense or {}, overhead
 
     def attach(self, model: nn.Module) -> Method:
         """Bind the method to a model, whose parameters it will change in place.
@@ -148,6 +183,10 @@ class Method(ABC):
     @abstractmethod
     def finalize(self) -> nn.Module:
         """Make every weight a member of its set; return the model, a plain ``nn.Module``."""
+
+    def outcome(self) -> Outcome:
+        """Return what it has chosen by itself, after ``finalize``."""
+        return {"layers": {}, "spent": {}}
 
     @property
     @abstractmethod

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.channels import ChannelGraph
+from secateur.channels.trace import evaluating
 from secateur.cost import inspect
 from secateur.gates import Gate, Gated
 from secateur.quantizers import Quantizer, input_quantizer, weight_quantizer
@@ -26,12 +28,18 @@ class Product:
         given: int64, the class of each input channel; None where it does not count, as in a
             depthwise convolution, whose inputs are its outputs.
         made: int64, the class of each output channel; None for an operation without channels.
+        weights: number of them.
+        inputs: numbers that it reads for one image.
+        outputs: numbers that it writes.
     """
 
     name: str
     macs: int
     given: Tensor | None
     made: Tensor | None
+    weights: int = 0
+    inputs: int = 0
+    outputs: int = 0
 
 
 class BopCount:
@@ -77,19 +85,32 @@ class BopCount:
             if layer is not None and layer.groups > 1 and layer.groups == layer.width:
                 given = None
             if row.macs:
-                products.append(Product(row.name, row.macs // batch, given, made))
+                weights = math.prod(row.shape) if row.shape else 0
+                sizes = (weights, row.inputs // batch, row.outputs // batch)
+                products.append(Product(row.name, row.macs // batch, given, made, *sizes))
         return cls(graph, products)
 
     def soft(self) -> Tensor:
         """Return the BOPs as a share of the dense network's, a scalar with gradients."""
-        kept = self._kept(lambda gate: gate.keep_prob())
-        sides = (self._shares @ kept + self._alone).view(-1, 2).prod(1)
+        kept = self.kept(lambda gate: gate.keep_prob())
+        sides = self.sides(kept).prod(1)
         bits = torch.stack([self._bits(product.name) for product in self.products])
         return sides * self._macs @ bits / self.dense
 
+    def sides(self, kept: Tensor) -> Tensor:
+        """Return the shares of channels that are open before and behind each product.
+
+        Args:
+            kept: of each channel class, ``(classes,)``, floating point on any device.
+
+        Returns:
+            ``(products, 2)``; 1 where channels do not count.
+        """
+        return (self._shares.to(kept) @ kept + self._alone.to(kept)).view(-1, 2)
+
     def hard(self) -> int:
         """Return the BOPs for one image with whole bits and whole channels."""
-        kept = self._kept(lambda gate: gate.open().float()).bool().cpu()
+        kept = self.kept(lambda gate: gate.open().float()).bool().cpu()
         widths, total = self.widths(), 0
         for product in self.products:
             macs = product.macs
@@ -117,8 +138,25 @@ class BopCount:
             product = product * (grid.bits() if isinstance(grid, Quantizer) else FULL_BITS)
         return product
 
-    def _kept(self, of: Callable[[Gate], Tensor]) -> Tensor:
+    def kept(self, of: Callable[[Gate], Tensor]) -> Tensor:
+        """Return what a function says of the channels of each gate, by class; 1 without a gate."""
         kept = torch.ones(self.classes, device=self._shares.device)
         for gate, classes, _ in self.gates:
             kept = kept.index_put((classes.to(kept.device),), of(gate))
         return kept
+
+
+def called(model: nn.Module, example_input: Tensor) -> set[str]:
+    """Return the modules that run when the model does, by name."""
+    seen: set[str] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda m, i, name=name: seen.add(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(example_input)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen

@@ -15,29 +15,39 @@ before, no fine-tuning after.
 
 Weights have a power, activations do not. Bits may be restricted to some widths, or held fixed, in
 which case and without gates this is plain quantization-aware training.
+
+With a budget there is no gamma. The search is held to a path that ends at the budget
+(``pressure.py``) while gates may close before bits go below 4, then the network is put onto the
+budget exactly (``landing.py``), bits and channels are frozen, and it is fine-tuned. Neither is from
+the paper, which tunes gamma.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from secateur.channels import ChannelGraph
-from secateur.channels.trace import evaluating
 from secateur.errors import RecipeError
 from secateur.gates import Gate, HardConcreteGate, VIBGate, attach_gates, fold_gates
-from secateur.methods.base import Method, MethodOptions, Phase, register
-from secateur.methods.bops import FULL_BITS, BopCount
+from secateur.methods.base import Method, Phase, register
+from secateur.methods.bops import FULL_BITS, BopCount, called
+from secateur.methods.costs import COSTS
+from secateur.methods.djpq_options import DJPQOptions
+from secateur.methods.landing import Landing, knobs_of
+from secateur.methods.ledger import Ledger
+from secateur.methods.pressure import Pressure
 from secateur.methods.support import levels_of
+from secateur.outcome import Outcome
 from secateur.plan import Row
 from secateur.quantizers import (
     Quantizer,
     attach_input,
     attach_weight,
+    detach_input,
     input_quantizer,
     settle_input,
     settle_weight,
@@ -45,42 +55,19 @@ from secateur.quantizers import (
     weight_quantizer,
 )
 
+TUNE = "tune"
+"""Name of the phase with bits and channels frozen."""
+
 LEAST_BITS = 2
+MOST_INPUT_BITS = 16
+"""Bits of activations that a loose budget may be spent on."""
 
+SEARCH_FLOOR, RELEASED = 4, 0.5
+"""Fewest bits in the first part of a search with gates, and the share of it that this part is."""
 
-def _rising(values: tuple[int, ...]) -> tuple[int, ...]:
-    if list(values) != sorted(set(values)) or any(not 2 <= each <= 16 for each in values):
-        raise ValueError("should rise, from 2 or more to 16 or less, for example [2, 4, 8, 16]")
-    return values
-
-
-class DJPQOptions(MethodOptions):
-    """Options of DJPQ."""
-
-    epochs: int = Field(10, ge=1, description="epochs of joint training")
-    lr: float | None = Field(None, gt=0, description="peak learning rate")
-    beta: float = Field(1e-3, ge=0, description="weight of the gates' KL term")
-    gamma: float = Field(10.0, ge=0, description="weight of BOPs relative to fp32")
-    gates: Literal["vib", "hard_concrete", "none"] = Field(
-        "vib", description="what prunes channels"
-    )
-    threshold: float = Field(
-        1e-3, gt=0, description="of VIB gates: mu^2/sigma^2 below which a channel goes"
-    )
-    quantizer: Literal["power", "linear", "lsq"] = Field(
-        "power",
-        description="of weights: with a trained power, without one, or one trained step per output "
-        "channel (LSQ, which needs fixed bits)",
-    )
-    activation_bits: int = Field(8, ge=2, le=16, description="bits of layer inputs to start with")
-    learn_bits: bool = Field(True, description="false keeps all bits as they start")
-    widths: Annotated[tuple[int, ...], AfterValidator(_rising)] = Field(
-        (), description="the only bits allowed, such as [2, 4, 8, 16]; empty for all"
-    )
-    quantizer_lr: float = Field(
-        10.0, gt=0, description="learning rate of steps and ranges, as a multiple"
-    )
-    gate_lr: float = Field(20.0, gt=0, description="learning rate of gates, as a multiple")
+SOFTNESS = 5.0
+"""Of the sigmoid whose slope stands in for that of an open or closed channel, in units of
+certainty: gates start at 5 to 12."""
 
 
 @register
@@ -98,9 +85,13 @@ class DJPQ(Method):
         method = DJPQ(Levels(8, zero=True), example_input=images[:1]).attach(model)
         optimizer = torch.optim.Adam(method.parameter_groups(lr=1e-3))
 
+    With ``budget={"bops": "40x"}`` also tell it how to measure a loss, ``method.told(loss=...)``
+    before ``attach``, and call ``begin`` with each of ``phases()``.
+
     Attributes:
         notes: what stays dense, and why.
         widths: after ``finalize``, (weight bits, input bits) by layer.
+        spent: after ``finalize``, the share of each budget that the network takes.
         steps: after ``finalize``, by layer, what its weights are integers times of: a scalar, or
             one value per output channel in a shape that broadcasts.
     """
@@ -109,7 +100,8 @@ class DJPQ(Method):
     summary = "joint channel pruning and mixed-precision quantization (arXiv 2007.10463)"
     Options = DJPQOptions
     options: DJPQOptions
-    unpackable = "quantized activations have no place in a packed file yet"
+    meets = tuple(COSTS)
+    reestimates = True
     default_sets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"levels": {"bits": 8, "zero": True}}
 
     def attach(self, model: nn.Module) -> DJPQ:
@@ -128,19 +120,38 @@ class DJPQ(Method):
         self._check()
         self.levels = levels_of(self.plan)
         self.widths: dict[str, tuple[int, int]] = {}
+        self.positions: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.steps: dict[str, Tensor] = {}
         device = next(model.parameters()).device
         example = self.example_input.to(device)
+        for row in self.plan.compressed:  # grids of an earlier stage would hide signs
+            detach_input(model.get_submodule(row.layer))
         graph = ChannelGraph(model, example)
         self.bops = BopCount.of(graph)
+        costs = {
+            each.kind: COSTS[each.kind](self.bops, graph, self.overhead) for each in self.budgets
+        }
+        self.ledger = Ledger(self.bops, costs, self._limits())
+        self.pressure, self.frozen = Pressure(), False
+        self.spent: dict[str, float] = {}
         unsigned = unsigned_inputs(model, example)
         self.notes: list[str] = []
-        self.layers = dict(self._layers(_called(model, example)))
+        self.layers = dict(self._layers(called(model, example)))
         for row in self.layers.values():
             self._quantize(model.get_submodule(row.layer), row, row.layer not in unsigned)
         self.gates = [] if self.options.gates == "none" else attach_gates(graph, self._gate)
         self.bops.gates = self.gates
+        self.ledger.require(self.ledger.least(self.positions))
         return self
+
+    def _limits(self) -> dict[str, float]:
+        """Return the budget in units, of the dense network as it was told or as it is."""
+        assert self.example_input is not None
+        dense = self.dense or {
+            each.kind: COSTS[each.kind].dense(self.model, self.example_input)
+            for each in self.budgets
+        }
+        return {each.kind: each.limit(dense[each.kind]) for each in self.budgets}
 
     def _check(self) -> None:
         for row in self.plan.compressed:
@@ -173,25 +184,33 @@ class DJPQ(Method):
 
     def _quantize(self, layer: nn.Module, row: Row, signed: bool) -> None:
         o, levels = self.options, self.levels[row.parameter]
+        most = MOST_INPUT_BITS if self.budgets else o.activation_bits
+        own = (
+            self._positions(levels.bits, levels.bits),
+            self._positions(o.activation_bits, most),
+        )
+        self.positions[row.layer] = own
+        weights, inputs = (each if o.widths or not o.learn_bits else () for each in own)
         channels = row.shape[0] if o.quantizer == "lsq" else None
         attach_weight(
             layer,
             Quantizer(
                 levels.bits,
                 power=o.quantizer == "power",
-                widths=self._widths(levels.bits),
+                widths=weights,
                 channels=channels,
                 dimensions=len(row.shape),
             ),
         )
-        bits = o.activation_bits
-        attach_input(layer, Quantizer(bits, signed, widths=self._widths(bits), waits=True))
+        attach_input(layer, Quantizer(o.activation_bits, signed, widths=inputs, waits=True))
 
-    def _widths(self, bits: int) -> tuple[int, ...]:
-        """Return what a quantizer that starts with so many bits may have."""
+    def _positions(self, bits: int, most: int) -> tuple[int, ...]:
+        """Return all widths that a quantizer may have which starts with so many bits."""
         if not self.options.learn_bits:
             return (bits,)
-        return tuple(each for each in self.options.widths if each <= bits)
+        if self.options.widths:
+            return tuple(each for each in self.options.widths if each <= most)
+        return tuple(range(LEAST_BITS, most + 1))
 
     def _gate(self, channels: int, makers: list[Tensor]) -> Gate:
         if self.options.gates == "vib":
@@ -223,33 +242,74 @@ class DJPQ(Method):
         ]
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the one phase of joint training."""
-        return (Phase(self.name, self.options.epochs, self.options.lr),)
+        """Return joint training and, if asked for, fine-tuning with bits and channels frozen."""
+        o = self.options
+        search = Phase(self.name, o.epochs, o.lr)
+        if not o.tune_epochs:
+            return (search,)
+        return search, Phase(TUNE, o.tune_epochs, o.tune_lr, distill=o.distill, best=True)
 
     def begin(self, phase: Phase, steps: int) -> None:
-        """Do nothing: there is no schedule."""
+        """Start the search for a budget, or land on it and freeze.
+
+        Raises:
+            RecipeError: there is a budget and no loss to measure steps by.
+        """
+        if self.budgets and self.loss is None:
+            raise RecipeError(
+                "budget: djpq needs a loss on calibration data to spend it well.\n"
+                "Remedy: method.told(loss=...) before attach."
+            )
+        if phase.name == TUNE:
+            self._freeze()
+        elif self.budgets:
+            self.ledger.measure()
+            excess = float(self.ledger.excess(self.ledger.state()))
+            self.pressure.begin(phase.epochs * steps, excess)
+
+    def _freeze(self) -> None:
+        """Freeze bits and channels, on the budget if there is one."""
+        self.frozen = True
+        knobs = knobs_of(self.model, self.gates, self.positions)
+        if self.budgets:
+            assert self.loss is not None
+            ledger = self.ledger
+            Landing(
+                knobs, lambda: float(ledger.excess(ledger.state())), self.loss, ledger.measure
+            ).land()
 
     def penalty(self) -> Tensor:
-        """Return beta sum KL + gamma BOP / BOP_fp32."""
+        """Return beta sum KL + gamma BOP / BOP_fp32, or what holds the search to its path."""
+        if self.frozen:
+            return torch.zeros(())
         divergence = sum((gate.penalty() for gate, _, _ in self.gates), torch.zeros(()))
-        return self.options.beta * divergence + self.options.gamma * self.bops.soft()
+        if not self.budgets:
+            return self.options.beta * divergence + self.options.gamma * self.bops.soft()
+        excess = self.ledger.excess(self.ledger.trained(SOFTNESS)).to(divergence)
+        return self.options.beta * divergence + self.pressure.penalty(excess)
 
     def step(self, lr: float | None = None) -> None:
         """Keep bits and powers in their ranges, by moving steps."""
-        for name, row in self.layers.items():
+        self.pressure.step()
+        early = self.budgets and self.gates and self.pressure.progress < RELEASED
+        floor = SEARCH_FLOOR if early else LEAST_BITS
+        for name, allowed in self.positions.items():
             layer = self.model.get_submodule(name)
-            most = (self.levels[row.parameter].bits, self.options.activation_bits)
-            for grid, bits in zip(
-                (weight_quantizer(layer), input_quantizer(layer)), most, strict=True
-            ):
+            pairs = zip((weight_quantizer(layer), input_quantizer(layer)), allowed, strict=True)
+            for grid, widths in pairs:
                 if isinstance(grid, Quantizer):
-                    grid.bound(LEAST_BITS, bits)
+                    grid.bound(min(floor, widths[-1]), widths[-1])
 
     @torch.no_grad()
     def finalize(self) -> nn.Module:
         """Fold gates, leave weights and what layers read on fixed grids; return the model."""
         if self.widths:
             return self.model
+        if self.budgets:
+            self.ledger.measure()
+            if not self.frozen or float(self.ledger.excess(self.ledger.state())) > 0:
+                self._freeze()
+            self.spent = self.ledger.spent(self.ledger.state())
         widths = self.bops.widths()
         for name in self.layers:
             layer = self.model.get_submodule(name)
@@ -260,11 +320,27 @@ class DJPQ(Method):
             settle_input(layer)
             inputs = FULL_BITS if input_quantizer(layer) is None else widths[name][1]
             self.widths[name] = (widths[name][0], inputs)
+        levels = {
+            name: torch.round(_weight(self.model, name) / step) for name, step in self.steps.items()
+        }
         for name, scale in fold_gates(self.model).items():
             if name in self.steps:
-                shape = (-1, *(1,) * (self.model.get_submodule(name).weight.ndim - 1))  # type: ignore[operator]
-                self.steps[name] = self.steps[name] * scale.view(shape)
+                weight = _weight(self.model, name)
+                steps = self.steps[name] * scale.view(-1, *(1,) * (weight.ndim - 1))
+                self.steps[name] = steps
+                weight.copy_(levels[name] * steps)  # rounded once, as a reader of levels does
         return self.model
+
+    def outcome(self) -> Outcome:
+        """Return the bits of each layer's levels, why others stay dense, and what was spent."""
+        layers: dict[str, dict[str, Any]] = {
+            name: {"bits": bits, "by_channel": self.steps[name].numel() > 1}
+            for name, (bits, _) in self.widths.items()
+        }
+        for note in self.notes:
+            name, why = note.split(": ", 1)
+            layers[name] = {"dense": why}
+        return {"layers": layers, "spent": self.spent}
 
     @property
     def approximate(self) -> bool:
@@ -283,32 +359,27 @@ class DJPQ(Method):
         pairs = [self.bops.widths()[name] for name in self.layers]
         opened = [gate.open() for gate, _, _ in self.gates]
         kept = sum(int(each.sum()) for each in opened)
+        spent = self.ledger.spent(self.ledger.state())
         return {
             "bops": self.bops.hard() / self.bops.dense,
+            "soft_bops": float(self.bops.soft().detach()),
+            **{f"{kind}_of_budget": share for kind, share in spent.items()},
             "channels": kept / max(1, sum(map(len, opened))) if opened else 1.0,
             "weight_bits": sum(w for w, _ in pairs) / max(1, len(pairs)),
             "activation_bits": sum(a for _, a in pairs) / max(1, len(pairs)),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: gates and quantizers are part of the model."""
-        return {}
+        """Return the state of the search; gates and quantizers are part of the model."""
+        return {"pressure": self.pressure.state_dict(), "frozen": self.frozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing, see :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
+        self.pressure.load_state_dict(state["pressure"])
+        self.frozen = state["frozen"]
 
 
-def _called(model: nn.Module, example_input: Tensor) -> set[str]:
-    """Return the modules that run when the model does, by name."""
-    seen: set[str] = set()
-    hooks = [
-        module.register_forward_pre_hook(lambda m, i, name=name: seen.add(name))
-        for name, module in model.named_modules()
-    ]
-    try:
-        with torch.no_grad(), evaluating(model):
-            model(example_input)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
+def _weight(model: nn.Module, layer: str) -> Tensor:
+    weight = model.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    return weight

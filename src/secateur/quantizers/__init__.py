@@ -10,28 +10,30 @@ from __future__ import annotations
 from secateur.quantizers.attach import (
     attach_input,
     attach_weight,
+    detach_input,
     input_quantizer,
-    reattach,
     settle_input,
     settle_weight,
-    signatures,
     weight_quantizer,
 )
 from secateur.quantizers.functional import quantize
 from secateur.quantizers.quantizer import FixedQuantizer, Quantizer
 from secateur.quantizers.signs import unsigned_inputs
+from secateur.quantizers.text import activation_bits, grids, regrid
 
 __all__ = [
     "FixedQuantizer",
     "Quantizer",
+    "activation_bits",
     "attach_input",
     "attach_weight",
+    "detach_input",
+    "grids",
     "input_quantizer",
     "quantize",
-    "reattach",
+    "regrid",
     "settle_input",
     "settle_weight",
-    "signatures",
     "unsigned_inputs",
     "weight_quantizer",
 ]

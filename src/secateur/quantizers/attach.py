@@ -7,7 +7,6 @@ layer that it is given, so copies of a network have quantizers of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,29 +65,17 @@ def settle_input(layer: nn.Module) -> None:
     """Fix the grid of what a layer reads, or drop a quantizer that has never seen data."""
     quantizer = input_quantizer(layer)
     assert isinstance(quantizer, Quantizer)
-    if not quantizer.waits:
+    if quantizer.waits:
+        detach_input(layer)
+    else:
         setattr(layer, INPUT, FixedQuantizer.of(quantizer))
+
+
+def detach_input(layer: nn.Module) -> None:
+    """Let a layer read what it is given, as it is."""
+    if input_quantizer(layer) is None:
         return
     delattr(layer, INPUT)
     for key, hook in list(layer._forward_pre_hooks.items()):
         if hook is _quantize_input:
             del layer._forward_pre_hooks[key]
-
-
-def signatures(model: nn.Module) -> dict[str, bool]:
-    """Return which layers read through a fixed grid, by name, and whether the grid is signed."""
-    found = ((name, input_quantizer(module)) for name, module in model.named_modules())
-    return {name: each.signed for name, each in found if isinstance(each, FixedQuantizer)}
-
-
-def reattach(model: nn.Module, signed: Iterable[tuple[str, bool]]) -> None:
-    """Give a freshly built network the fixed grids that another one has; load its tensors next.
-
-    Args:
-        model: changed in place.
-        signed: pairs of :func:`signatures` of the other network.
-    """
-    for name, sign in signed:
-        layer = model.get_submodule(name)
-        if input_quantizer(layer) is None:
-            attach_input(layer, FixedQuantizer(1.0, 1, sign))

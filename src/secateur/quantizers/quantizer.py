@@ -73,14 +73,24 @@ class Quantizer(nn.Module):
         self.start = bits
         limit = torch.zeros(shape)
         self.log2_limit = nn.Parameter(limit)
-        fixed = len(self.widths) == 1
         steps = limit - math.log2(self.most_level(bits))
-        self.log2_step = None if fixed else nn.Parameter(steps)
+        self.log2_step = None if self.fixed else nn.Parameter(steps)
         self.power = nn.Parameter(torch.ones(())) if power else None
 
     def extra_repr(self) -> str:
         """Say which grid it is."""
         return f"{'signed' if self.signed else 'unsigned'}, {self.width} bits"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the bits are."""
+        return len(self.widths) == 1
+
+    def freeze(self, bits: int) -> None:
+        """Fix the bits; the range stays as it is, and is trained on."""
+        self.widths = (bits,)
+        if self.log2_step is not None:
+            self.log2_step.requires_grad_(False)
 
     def most_level(self, bits: int) -> int:
         """Return the largest level of so many bits: a symmetric grid if signed."""
@@ -108,14 +118,14 @@ class Quantizer(nn.Module):
             fits = self.bits().detach() <= width + ROUNDING
             most = torch.where(fits, self.most_level(width), most)
         step = self.top / most
-        if self.log2_step is not None:
+        if self.log2_step is not None and not self.fixed:
             free = self.log2_step.exp2()
             step = step + (free - free.detach())
         return step
 
     def bits(self) -> Tensor:
         """Return the real number of bits, a scalar that has gradients unless bits are fixed."""
-        if self.log2_step is None:
+        if self.log2_step is None or self.fixed:
             return self.log2_limit.new_tensor(float(self.widths[0]))
         ratio = self.top / self.log2_step.exp2()
         return (torch.log2(ratio + 1) + self.signed).max()
@@ -123,7 +133,7 @@ class Quantizer(nn.Module):
     @property
     def width(self) -> int:
         """Whole bits that hold every level."""
-        return _width(self.largest_level(), self.signed)
+        return self.widths[0] if self.fixed else _width(self.largest_level(), self.signed)
 
     def largest_level(self) -> int:
         """Return the largest integer that the grid multiplies its step by."""
@@ -136,7 +146,7 @@ class Quantizer(nn.Module):
         if self.waits:
             self.fit(x)
         step, limit = self.step, self.limit
-        if self.log2_step is None:
+        if self.fixed:
             # LSQ's gradient scale, on the range: the step is a fixed part of it
             scale = (x.numel() / limit.numel() * self.most_level(self.widths[0])) ** -0.5
             step, limit = _scaled(step, scale), _scaled(limit, scale)
@@ -173,22 +183,25 @@ class Quantizer(nn.Module):
         """Keep bits and power in their ranges, by moving the step; call after each update."""
         if self.power is not None:
             self.power.clamp_(*POWERS)
-        if self.log2_step is not None:
+        if self.log2_step is not None and not self.fixed:
             top = self.top.log2()
             finest, coarsest = (math.log2(self.most_level(bits)) for bits in (most, least))
             self.log2_step.copy_(torch.clamp(self.log2_step, top - finest, top - coarsest))
 
     def get_extra_state(self) -> Tensor:
-        """Return whether it waits for data, for ``state_dict``."""
-        return torch.tensor(self.waits)
+        """Return whether it waits for data, and fixed bits or 0, for ``state_dict``."""
+        return torch.tensor([int(self.waits), self.widths[0] if self.fixed else 0])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore :meth:`get_extra_state`."""
-        self.waits = bool(state)
+        waits, bits = state.tolist()
+        self.waits = bool(waits)
+        if bits:
+            self.freeze(bits)
 
 
 class FixedQuantizer(nn.Module):
-    """A grid as training left it: no parameters, two buffers.
+    """A grid of activations as training left it: its step is a buffer, the rest is structure.
 
     Args:
         step: distance of neighbouring levels.
@@ -197,13 +210,11 @@ class FixedQuantizer(nn.Module):
     """
 
     step: Tensor
-    most: Tensor
 
     def __init__(self, step: float, most: int, signed: bool) -> None:
         super().__init__()
-        self.signed = signed
+        self.most, self.signed = most, signed
         self.register_buffer("step", torch.tensor(step))
-        self.register_buffer("most", torch.tensor(float(most)))
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> FixedQuantizer:
@@ -211,17 +222,23 @@ class FixedQuantizer(nn.Module):
         step = float(quantizer.step.detach())
         return cls(step, quantizer.largest_level(), quantizer.signed).to(quantizer.log2_limit)
 
+    def extra_repr(self) -> str:
+        """Say which grid it is."""
+        return f"{'signed' if self.signed else 'unsigned'}, levels to {self.most}"
+
     @property
     def width(self) -> int:
         """Whole bits that hold every level."""
-        return _width(int(self.most), self.signed)
+        return _width(self.most, self.signed)
+
+    @property
+    def least(self) -> int:
+        """Smallest level."""
+        return -self.most if self.signed else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x on the grid, in its shape and dtype."""
-        levels = torch.minimum(torch.round(x / self.step), self.most)
-        return (
-            torch.maximum(levels, -self.most) if self.signed else torch.relu(levels)
-        ) * self.step
+        return torch.round(x / self.step).clamp(self.least, self.most) * self.step
 
 
 def _width(most: int, signed: bool) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from secateur.allocation import Budget
+from secateur.allocation import MEASURES, parse_budgets
 from secateur.errors import RecipeError, SecateurError, did_you_mean
 from secateur.methods import METHODS
 from secateur.problems import Problems, join, kind, show
@@ -35,8 +35,9 @@ class AllocationChoice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    by: Literal["magnitude", "sensitivity"] = Field(
-        "magnitude", description="one threshold for all layers, or measured losses"
+    by: Literal["magnitude", "sensitivity", "training"] = Field(
+        "magnitude",
+        description="one threshold for all layers, measured losses, or as the method trains it",
     )
     bits: tuple[int, ...] = Field((), description="widths to choose from, by sensitivity")
     samples: int = Field(2000, ge=1, description="training samples that losses are measured on")
@@ -55,7 +56,7 @@ class Stage(BaseModel):
             ``plain`` as they are.
         path_aware: whether budgets go past weights that do not matter to any output.
         budget: of the whole network (``Budget.to_dict``), distributed over its layers when the
-            stage begins; it replaces density and keep.
+            stage begins, or met by the method in training; it replaces density and keep.
         allocation: how.
         layers: exceptions by pattern (a name, a glob or a module type): set options that replace
             those of the stage, or ``dense``.
@@ -145,10 +146,16 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
         given = _flat_options(names, chosen, path, problems)
         places = dict.fromkeys(names, path)
     stated = [key for options in given.values() for key in options if key in TARGETS]
-    budget = _parse_budget(raw, stated, path, problems)
+    meets = METHODS[method].meets
+    budget = _parse_budget(raw, stated, meets, path, problems)
     allocation = problems.validate(
-        AllocationChoice, raw.get("allocation", {}), join(path, "allocation")
+        AllocationChoice, _allocation(raw.get("allocation", {}), meets), join(path, "allocation")
     )
+    if allocation and (allocation.by == "training") != bool(meets):
+        who = f"{method} {'meets budgets in training' if meets else 'is given what layers keep'}"
+        problems.add(
+            join(path, "allocation.by"), f"{show(allocation.by)}, but {who}; leave it out."
+        )
     given = {name: {**default.get(name, {}), **given.get(name, {})} for name in names}
     sets = _checked(given, places, problems)
     if len(problems.found) > before or options is None:
@@ -169,10 +176,24 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
     )
 
 
+def _allocation(raw: Any, meets: Sequence[str]) -> Any:
+    """Say by training where nothing is said and the method meets its budgets itself."""
+    return {"by": "training", **raw} if meets and isinstance(raw, Mapping) else raw
+
+
 def _parse_budget(
-    raw: Mapping[str, Any], stated: Sequence[str], path: str, problems: Problems
+    raw: Mapping[str, Any],
+    stated: Sequence[str],
+    meets: Sequence[str],
+    path: str,
+    problems: Problems,
 ) -> dict[str, Any] | None:
-    """Check a budget, which must be the only thing that says how much stays."""
+    """Check a budget, which must be the only thing that says how much stays.
+
+    Args:
+        meets: kinds that the method meets in training, several at once; if none, one kind is
+            distributed before.
+    """
     if raw.get("budget") is None:
         if "allocation" in raw:
             problems.add(join(path, "allocation"), "there is no budget to distribute; give one.")
@@ -182,7 +203,10 @@ def _parse_budget(
             join(path, "budget"), f"{show(raw['budget'])} stands beside {stated[0]}; give only one."
         )
     try:
-        return Budget.parse(raw["budget"]).to_dict()
+        budgets = parse_budgets(raw["budget"], meets or MEASURES)
+        if budgets[1:] and not meets:
+            raise RecipeError("budget: only one kind can be distributed over layers; give one.")
+        return {kind: each for budget in budgets for kind, each in budget.to_dict().items()}
     except RecipeError as error:
         place, _, text = str(error).partition(": ")
         problems.add(join(path, place), text)

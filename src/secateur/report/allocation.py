@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from secateur.allocation.measure import MEASURES
+from secateur.allocation.units import KINDS
 from secateur.report import numbers
 
 _WHY = {
@@ -22,7 +22,7 @@ _WHY = {
 def allocation_table(allocation: Mapping[str, Any], title: str) -> Table:
     """Return a terminal table of an allocation (``Allocation.to_dict``)."""
     ((kind, asked),) = allocation["budget"].items()
-    unit = MEASURES[kind].unit
+    unit = KINDS[kind].name
     measured = allocation["by"] == "sensitivity"
     table = Table(title=escape(title), title_justify="left", caption_justify="left")
     for column in ("layer", "becomes"):

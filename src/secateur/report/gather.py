@@ -18,6 +18,7 @@ from secateur.cost.node import load_node
 from secateur.cost.platforms import assess, load_platform, platform_names
 from secateur.cost.workload import workload
 from secateur.plan import Row
+from secateur.quantizers import activation_bits
 from secateur.sets import ConstraintSet
 
 
@@ -43,7 +44,7 @@ def layers(
         {layer.name: (layer.macs, layer.effective_macs) for layer in cost.layers}
         for cost in (inspect(dense, example_input), inspect(model, example_input))
     )
-    parameters = dict(model.named_parameters())
+    parameters, inputs = dict(model.named_parameters()), activation_bits(model)
     entries = []
     for row in rows:
         weight, bias = parameters.get(row.parameter), parameters.get(row.bias)
@@ -62,6 +63,7 @@ def layers(
                 "kept": kept,
                 "density": kept / row.weights,
                 "bits": _bits(target),
+                "activation_bits": inputs.get(row.layer, FULL_BITS),
                 "macs": macs.get(row.layer, (0, 0))[0],
                 "compressed_macs": live_macs,
                 "effective_macs": effective_macs,
@@ -118,7 +120,7 @@ def modelled(
 ) -> dict[str, Any]:
     """Return the modelled energy of both networks, and what compression pays on each platform.
 
-    As in :func:`cost`, a number that is not quantized has 32 bits; activations never are.
+    As in :func:`cost`, a number that is not quantized has 32 bits.
 
     Args:
         dense: the network before it was compressed.
@@ -127,7 +129,12 @@ def modelled(
         quantized: by tensor name, levels and scale of what is quantized.
     """
     before = workload(dense, example_input)
-    after = workload(model, example_input, weight_bits=bits_by_layer(quantized))
+    after = workload(
+        model,
+        example_input,
+        weight_bits=bits_by_layer(quantized),
+        activation_bits=activation_bits(model),
+    )
     node = load_node(NODE)
     energies = {
         "dense": energy_of(before, node),
@@ -163,7 +170,10 @@ def cost(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "dense": {"macs": macs, "bops": macs * FULL_BITS**2},
         "compressed": {
             "macs": sum(entry["compressed_macs"] for entry in entries),
-            "bops": sum(entry["compressed_macs"] * entry["bits"] for entry in entries) * FULL_BITS,
+            "bops": sum(
+                entry["compressed_macs"] * entry["bits"] * entry["activation_bits"]
+                for entry in entries
+            ),
             "effective_macs": sum(entry["effective_macs"] for entry in entries),
         },
     }

@@ -170,14 +170,14 @@ def _layer_cells(layer: Mapping[str, Any]) -> list[str]:
         f"{layer['weights']:,}",
         f"{layer['kept']:,}",
         numbers.percent(layer["density"]),
-        numbers.bits(layer["bits"]),
+        numbers.layer_bits(layer),
         numbers.count(layer["compressed_macs"]),
         *(f"{stored[kind]:,}" if stored else "–" for kind in _KINDS),
     ]
 
 
 def _density_bar(layer: Mapping[str, Any]) -> Bar:
-    text = f"{numbers.percent(layer['density'])}, {numbers.bits(layer['bits'])} bits"
+    text = f"{numbers.percent(layer['density'])}, {numbers.layer_bits(layer)} bits"
     return Bar(layer["name"], [layer["density"]], text)
 
 

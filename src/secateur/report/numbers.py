@@ -63,6 +63,12 @@ def bits(number: float) -> str:
     return f"{number:g}"
 
 
+def layer_bits(layer: Mapping[str, Any]) -> str:
+    """Write the bits of a layer's weights, and behind a stroke those of what it reads: ``4/8``."""
+    inputs = layer.get("activation_bits", 32)
+    return bits(layer["bits"]) + (f"/{bits(inputs)}" if inputs < 32 else "")
+
+
 def scientific(number: float | None) -> str:
     """Write a small difference: ``0``, ``3.1e-07``; a missing one as a dash."""
     if number is None:

@@ -154,6 +154,7 @@ class Layer(_Part):
     kept: Count
     density: float
     bits: float
+    activation_bits: float = 32.0
     macs: float
     compressed_macs: float
     effective_macs: float

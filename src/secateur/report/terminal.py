@@ -119,7 +119,7 @@ def _layers(report: Mapping[str, Any]) -> Table:
             f"{layer['weights']:,}",
             f"{layer['kept']:,}",
             numbers.percent(layer["density"]),
-            numbers.bits(layer["bits"]),
+            numbers.layer_bits(layer),
             numbers.count(layer["compressed_macs"]),
         )
     return table

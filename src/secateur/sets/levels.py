@@ -113,7 +113,8 @@ def as_quantized(weight: Tensor, levels: Levels) -> Quantized:
 
 
 def at_half(quantized: Quantized) -> Quantized:
-    """Return the same levels with the scale in float16, where that is in its normal range."""
+    """Return the same levels with their one scale in float16, where that is in its normal range."""
+    assert isinstance(quantized.scale, float)
     half = torch.tensor(quantized.scale, dtype=torch.float64).half()
     normal = torch.finfo(torch.float16).smallest_normal <= float(half) < math.inf
     return replace(quantized, scale=float(half)) if normal else quantized

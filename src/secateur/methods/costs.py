@@ -1,0 +1,243 @@
+"""Kinds of cost that a budget may limit, of a network in training: from bits and open channels.
+
+Every kind is a sum over the layers that multiply, of terms in the shares of channels that are open
+before and behind a layer, its weight bits and its input bits. The same code takes whole numbers, to
+count, and straight-through stand-ins for them, which have gradients.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from secateur import cost
+from secateur.channels import ChannelGraph
+from secateur.codec import Quantized, Storage, storage
+from secateur.codec.bits import varint
+from secateur.cost.energy import NODE, energy
+from secateur.cost.node import load_node
+from secateur.gates import PORT
+from secateur.methods.bops import BopCount, Product
+from secateur.quantizers import weight_quantizer
+
+COSTS: dict[str, type[Cost]] = {}
+"""Kinds by the name that a budget uses."""
+
+GRID_BYTES = 16
+"""Bytes at most that a file says a layer's grid of inputs and its width in."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What costs depend on.
+
+    Attributes:
+        weights: bits of the weights of each layer, ``(layers,)`` float64.
+        inputs: bits of what it reads.
+        kept: whether the channels of each class are open, ``(classes,)`` float64.
+    """
+
+    weights: Tensor
+    inputs: Tensor
+    kept: Tensor
+
+
+class Cost(ABC):
+    """One kind of cost of one network.
+
+    Args:
+        count: of the network, with its gates.
+        graph: of its channels.
+        overhead: bytes of a packed file that no tensor takes.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, count: BopCount, graph: ChannelGraph, overhead: int) -> None:
+        self.count = count
+        self.macs = _column(each.macs for each in count.products)
+
+    def __init_subclass__(cls) -> None:
+        COSTS[cls.name] = cls
+
+    @staticmethod
+    @abstractmethod
+    def dense(model: nn.Module, example_input: Tensor) -> float:
+        """Return what a network costs in float32, for one image."""
+
+    @abstractmethod
+    def layers(self, state: State) -> Tensor:
+        """Return what each layer costs, ``(layers,)``."""
+
+    def rest(self, state: State) -> Tensor:
+        """Return what everything else costs, a scalar."""
+        return torch.zeros((), dtype=torch.float64)
+
+    def total(self, state: State) -> Tensor:
+        """Return all of it, a scalar."""
+        return self.layers(state).sum() + self.rest(state)
+
+    def measure(self, state: State) -> None:  # noqa: B027 - most costs have nothing to look at
+        """Look at the weights again, for costs that depend on their values."""
+
+    def _open(self, state: State) -> tuple[Tensor, Tensor]:
+        """Return the shares of channels that are open before and behind each layer."""
+        given, made = self.count.sides(state.kept).unbind(1)
+        return given, made
+
+
+class Macs(Cost):
+    """Multiply-accumulates."""
+
+    name = "macs"
+
+    @staticmethod
+    def dense(model: nn.Module, example_input: Tensor) -> float:
+        """Count them for one image."""
+        return cost.inspect(model, example_input[:1]).macs
+
+    def layers(self, state: State) -> Tensor:
+        """Count them without closed channels on either side."""
+        given, made = self._open(state)
+        return self.macs * given * made
+
+
+class Bops(Macs):
+    """Multiply-accumulates x weight bits x input bits."""
+
+    name = "bops"
+
+    @staticmethod
+    def dense(model: nn.Module, example_input: Tensor) -> float:
+        """Count them for one image, at 32 bits."""
+        return cost.inspect(model, example_input[:1]).bops
+
+    def layers(self, state: State) -> Tensor:
+        """Count them without closed channels on either side."""
+        return super().layers(state) * state.weights * state.inputs
+
+
+class Energy(Cost):
+    """Modelled joules of one inference (``secateur.cost.energy``)."""
+
+    name = "energy"
+
+    def __init__(self, count: BopCount, graph: ChannelGraph, overhead: int) -> None:
+        super().__init__(count, graph, overhead)
+        self.node = load_node(NODE)
+        self.read = _column(each.inputs for each in count.products)
+        self.written = _column(each.outputs for each in count.products)
+        self.sizes = _column(each.weights for each in count.products)
+
+    @staticmethod
+    def dense(model: nn.Module, example_input: Tensor) -> float:
+        """Model them for one image, at 32 bits."""
+        return energy(model, example_input[:1]).joules
+
+    def layers(self, state: State) -> Tensor:
+        """Add arithmetic and traffic; which memory is used has no gradient."""
+        given, made = self._open(state)
+        product = state.weights * state.inputs
+        pairs = zip(state.weights.tolist(), state.inputs.tolist(), strict=True)
+        joules = _column(self.node.mac_joules(round(w), round(a)) for w, a in pairs)
+        compute = self.macs * given * made * joules * (product / product.detach())
+        stored = self.sizes * given * made * state.weights
+        moved = (self.read * given + self.written * made) * state.inputs
+        sizes = (stored.detach().sum(), moved.detach().max())
+        weights, activations = (
+            self.node.bit_joules(self.node.home(float(size) / 8)) for size in sizes
+        )
+        return compute + stored * weights + moved * activations
+
+
+class File(Cost):
+    """Bytes of the packed file.
+
+    Levels take what the codec makes of them now, relative to their bits; :meth:`measure` asks it.
+    """
+
+    name = "file"
+
+    def __init__(self, count: BopCount, graph: ChannelGraph, overhead: int) -> None:
+        super().__init__(count, graph, overhead)
+        self.sizes = _column(each.weights for each in count.products)
+        self.ratio = torch.ones(len(count.products), dtype=torch.float64)
+        self.seen: dict[int, tuple[int, float, int]] = {}
+        self.by_class = torch.zeros(count.classes, dtype=torch.float64)
+        self.fixed = float(overhead) + GRID_BYTES * len(count.products)
+        layers = {each.name for each in count.products}
+        for name, module in graph.model.named_modules():
+            for leaf, tensor in (
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            ):
+                classes = graph.sides.get((name, "out"))
+                if tensor.ndim == 1 and classes is not None and len(classes) == len(tensor):
+                    sizes = torch.full((len(classes),), float(tensor.element_size()))
+                    self.by_class.index_add_(0, classes.cpu(), sizes.double())
+                    self.fixed += 4
+                elif not (name in layers and leaf == "weight"):
+                    self.fixed += _entry(storage(tensor))
+
+    @staticmethod
+    def dense(model: nn.Module, example_input: Tensor) -> float:
+        """Return the bytes of the state dict in float32."""
+        return float(4 * sum(tensor.numel() for tensor in model.state_dict().values()))
+
+    def layers(self, state: State) -> Tensor:
+        """Return the bytes of each weight's entry."""
+        given, made = self._open(state)
+        return self.sizes * given * made * state.weights / 8 * self.ratio
+
+    def rest(self, state: State) -> Tensor:
+        """Return the bytes of biases, norms and grids of what is open, and of the container."""
+        return self.by_class @ state.kept + self.fixed
+
+    @torch.no_grad()
+    def measure(self, state: State) -> None:
+        """Encode all weights that have changed, without their closed channels."""
+        plain, kept = self.layers(state) / self.ratio, state.kept.bool()
+        for row, product in enumerate(self.count.products):
+            layer = self.count.model.get_submodule(product.name)
+            bits = round(float(state.weights[row]))
+            versions = sum(each._version for each in layer.parameters())
+            now = (bits, float(plain[row]), versions)
+            if product.weights and float(plain[row]) and self.seen.get(row) != now:
+                self.ratio[row] = self._bytes(layer, product, kept, bits) / plain[row]
+                self.seen[row] = now
+
+    def _bytes(self, layer: nn.Module, product: Product, kept: Tensor, bits: int) -> float:
+        quantizer, weight = weight_quantizer(layer), layer.weight
+        assert isinstance(weight, Tensor)
+        step = torch.ones(()) if quantizer is None else quantizer.step.detach()
+        live = (weight.detach() / step).cpu()
+        if product.made is not None and len(product.made) == len(live):
+            live = live[kept[product.made.cpu()]]
+        if product.given is not None and len(product.given) == live.shape[1]:
+            live = live[:, kept[product.given.cpu()]]
+        if quantizer is None:
+            return _entry(storage(live))
+        levels = live.round().to(torch.int16)
+        by_row = step.numel() > 1 or hasattr(layer, PORT)  # whose multiplier its rows will take
+        size = _entry(storage(levels.float(), Quantized(levels, 1.0, bits, zero=True)))
+        return size + 4 * (len(live) if by_row else 1)
+
+
+def dense_costs(model: nn.Module, example_input: Tensor) -> Mapping[str, float]:
+    """Return what a network costs in float32, by kind, for one image."""
+    return {name: kind.dense(model, example_input) for name, kind in COSTS.items()}
+
+
+def _entry(size: Storage) -> float:
+    """Return the bytes of an entry of a packed file: a record behind its length."""
+    record = size.total // 8
+    return record + len(varint(record))
+
+
+def _column(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)

@@ -1,0 +1,210 @@
+"""From a network near its budget onto it: bits and channels, one at a time.
+
+While a limit is exceeded, the step down goes that costs the least loss per log of cost. Then, as
+long as one fits, the step up that saves the most. What is left over is spent by pairs of a step up
+and a step down. Losses are measured on calibration data, each step alone, and again for the item
+that has moved; costs are counted exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from secateur.gates import Gate, Gated
+from secateur.quantizers import Quantizer, input_quantizer, weight_quantizer
+
+SPENT, ENOUGH = 0.99, 0.97
+"""Shares of a limit: at which spending stops, and which is good enough."""
+
+ROUNDS = 5
+"""Rounds at most, where costs depend on weights and must be looked at again."""
+
+LEAST_RISE = 1e-6
+"""Loss that a step counts for at least, so that cheap steps are told apart by their cost."""
+
+
+BLOCKS = 16
+"""Measurements of the loss over all channels of a gate."""
+
+
+@dataclass
+class Knob:
+    """Something that can be set to one of several positions, from cheap to expensive.
+
+    Attributes:
+        count: number of positions.
+        position: the present one.
+        turn: sets the network to a position.
+        block: positions that the loss is measured over at once.
+    """
+
+    count: int
+    position: int
+    turn: Callable[[int], None]
+    block: int = 1
+
+    def move(self, by: int) -> bool:
+        """Turn it, if there is such a position."""
+        if not 0 <= self.position + by < self.count:
+            return False
+        self.position += by
+        self.turn(self.position)
+        return True
+
+
+def knobs_of(
+    model: nn.Module,
+    gates: Sequence[Gated],
+    positions: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+) -> list[Knob]:
+    """Return the knobs of a network, and freeze it where they are.
+
+    Args:
+        model: with quantizers.
+        gates: on it.
+        positions: widths that weights and inputs of a layer may have, rising, by name.
+    """
+    knobs = [gate_knob(each.gate) for each in gates]
+    for name, (weights, inputs) in positions.items():
+        layer = model.get_submodule(name)
+        for grid, widths in ((weight_quantizer(layer), weights), (input_quantizer(layer), inputs)):
+            if isinstance(grid, Quantizer) and not grid.waits:
+                knobs.append(bits_knob(grid, widths))
+    return knobs
+
+
+def bits_knob(quantizer: Quantizer, widths: Sequence[int]) -> Knob:
+    """Return the knob of a quantizer's bits, of which these are allowed; it freezes it.
+
+    Args:
+        quantizer: whose width is one of the allowed or lies between two.
+        widths: rising.
+    """
+    position = sum(each < quantizer.width for each in widths[:-1])
+    knob = Knob(len(widths), position, lambda at: quantizer.freeze(widths[at]))
+    knob.turn(position)
+    return knob
+
+
+def gate_knob(gate: Gate) -> Knob:
+    """Return the knob of how many channels of a gate are open, the surest first; it freezes it."""
+    opened, must = gate.open(), gate.least()
+    order = gate.certainty().detach().masked_fill(must, math.inf)
+    order = order.argsort(descending=True, stable=True)
+    least = int(must.sum())
+
+    def turn(position: int) -> None:
+        chosen = torch.zeros_like(opened)
+        chosen[order[: least + position]] = True
+        gate.freeze(chosen)
+
+    count = gate.channels - least + 1
+    knob = Knob(count, int(opened.sum()) - least, turn, max(1, count // BLOCKS))
+    knob.turn(knob.position)
+    return knob
+
+
+class Landing:
+    """The way onto a budget.
+
+    Args:
+        knobs: all that can be moved; their network is changed in place.
+        excess: the largest log(cost / limit).
+        loss: of the network on calibration data, in evaluation mode.
+        look: brings costs up to date that depend on the weights.
+    """
+
+    def __init__(
+        self,
+        knobs: Sequence[Knob],
+        excess: Callable[[], float],
+        loss: Callable[[], float],
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.knobs, self.excess, self.loss, self.look = knobs, excess, loss, look
+        self.rises: dict[tuple[int, int], float] = {}
+        self.moved = [0] * len(knobs)  # since the loss was measured
+        self.now: float | None = None
+
+    @torch.no_grad()
+    def land(self) -> bool:
+        """Go below all limits, and spend what is left; say whether that was possible."""
+        for _ in range(ROUNDS):
+            self.look()
+            while self.excess() > 0:
+                if not self._step(-1):
+                    return False
+            while self.excess() < math.log(SPENT) and (self._step(1) or self._exchange()):
+                pass
+            if math.log(ENOUGH) <= self.excess() <= 0:
+                break
+        while self.excess() > 0 and self._step(-1):
+            pass
+        return self.excess() <= 0
+
+    def _rise(self, number: int, by: int) -> float:
+        """Return what the loss rises by if one knob moves, measured near where it is."""
+        if (number, by) not in self.rises:
+            knob = self.knobs[number]
+            far = min(knob.block, knob.position if by < 0 else knob.count - 1 - knob.position)
+            self.now = self.loss() if self.now is None else self.now
+            knob.move(by * far)
+            self.rises[number, by] = (self.loss() - self.now) / far
+            knob.move(-by * far)
+        return self.rises[number, by]
+
+    def _tried(self, number: int, by: int) -> float | None:
+        """Return the excess if one knob moved; None if it cannot."""
+        if not self.knobs[number].move(by):
+            return None
+        after = self.excess()
+        self.knobs[number].move(-by)
+        return after
+
+    def _step(self, by: int) -> bool:
+        """Take the step down of least loss, or the step up of most gain that fits, per log."""
+        now, best, found = self.excess(), math.inf, -1
+        for number in range(len(self.knobs)):
+            after = self._tried(number, by)
+            if after is None or not by * (after - now) > 0 or (by > 0 and after > 0):
+                continue
+            rise = self._rise(number, by)
+            price = max(rise, LEAST_RISE) / (now - after) if by < 0 else rise / (after - now)
+            if price < best:
+                best, found = price, number
+        if found < 0:
+            return False
+        self._take(found, by)
+        return True
+
+    def _take(self, number: int, by: int) -> None:
+        self.knobs[number].move(by)
+        self.look()
+        self.moved[number] += 1
+        if self.moved[number] >= self.knobs[number].block:
+            self.moved[number], self.now = 0, None
+            self.rises.pop((number, by), None)
+            self.rises.pop((number, -by), None)
+
+    def _exchange(self) -> bool:
+        """Move one knob up and another down so that more is spent than now."""
+        now, best, found = self.excess(), 0.0, None
+        room = math.log(SPENT) - now
+        for up in range(len(self.knobs)):
+            if not self.knobs[up].move(1):
+                continue
+            for down in range(len(self.knobs)):
+                after = None if down == up else self._tried(down, -1)
+                if after is not None and now < after <= 0 and min(after - now, room) > best:
+                    best, found = min(after - now, room), (up, down)
+            self.knobs[up].move(-1)
+        if found is None or best < 1e-3:
+            return False
+        self._take(found[0], 1)
+        self._take(found[1], -1)
+        return True

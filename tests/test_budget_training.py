@@ -1,0 +1,303 @@
+"""Budgets that are met in training: what is counted, the path to them, the landing, whole runs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import secateur as sc
+from secateur import data
+from secateur.artifact import packed
+from secateur.channels import compact
+from secateur.cost.energy import energy
+from secateur.engine.reestimate import reestimate
+from secateur.engine.trainer import Trainer
+from secateur.errors import RecipeError
+from secateur.finish import settle
+from secateur.gates import Gate, HardConcreteGate, VIBGate
+from secateur.methods import DJPQ
+from secateur.methods.base import Phase
+from secateur.methods.landing import Knob, Landing, gate_knob
+from secateur.methods.pressure import ARRIVED, Pressure
+from secateur.outcome import finished
+from secateur.plan import build_plan
+from secateur.quantizers import Quantizer, activation_bits
+from secateur.sets import Levels
+
+EIGHT = Levels(8, zero=True)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(12 * 36, 10),
+    )  # fmt: skip
+
+
+def task() -> sc.Task:
+    splits = data.fewer(data.load("digits"), 320)
+    return sc.Task(network(), splits.train, splits.validation, splits.test, name="tiny")
+
+
+def images(count: int = 16) -> Tensor:
+    return torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+
+
+def landed(budget: dict[str, str], **options: Any) -> tuple[DJPQ, nn.Module]:
+    """Attach to a network and calibrate on noise, then put it onto its budget."""
+    model = network()
+    x, y = images(32), torch.arange(32) % 10
+
+    @torch.no_grad()
+    def loss() -> float:
+        model.eval()
+        value = float(nn.functional.cross_entropy(model(x), y))
+        model.train()
+        return value
+
+    method = DJPQ(build_plan(model, EIGHT), images(1), budget, tune_epochs=1, **options)
+    method.told(loss, overhead=packed.overhead_bytes(model, reference=None))
+    method.attach(model)
+    search, tune = method.phases()
+    optimizer = torch.optim.Adam(method.parameter_groups(3e-3))
+    method.begin(search, 4)
+    for _ in range(4):
+        (nn.functional.cross_entropy(model.train()(x), y) + method.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.step()
+    method.begin(tune, 4)
+    assert float(method.penalty()) == 0
+    return method, model.eval()
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"bops": "40x"},
+        {"bops": "10x"},
+        {"macs": "2.5x"},
+        {"energy": "80x"},
+        {"file": "2.5kB"},
+        {"bops": "60x", "macs": "1.2x", "file": "9x"},
+    ],
+)
+def test_it_lands_on_budgets_as_others_count_them(budget: dict[str, str], tmp_path: Path) -> None:
+    method, model = landed(budget, gates="hard_concrete", quantizer="linear")
+    spent = method.ledger.spent(method.ledger.state())
+    assert max(spent.values()) <= 1
+    assert max(spent.values()) >= (0.95 if "file" in budget else 0.97)
+    dense, plan = network(), method.plan
+    method.finalize()
+    small = compact(model, images(1), fixed=set(method.weights)).model
+    settled = settle(small, [finished(plan, method.outcome())])
+    weights = {name: bits for name, (bits, _) in method.widths.items()}
+    inputs = activation_bits(small)
+    bits = {"weight_bits": weights, "activation_bits": inputs}
+    cost = sc.inspect(small, images(1), **bits)
+    whole = sc.inspect(dense, images(1))
+    found = {
+        "bops": cost.bops / whole.bops,
+        "macs": cost.macs / whole.macs,
+        "energy": energy(small, images(1), **bits).joules / energy(dense, images(1)).joules,
+    }
+    for kind, share in spent.items():
+        limit = method.ledger.limits[kind]
+        if kind == "file":
+            file = packed.save(tmp_path / "m", small, settled.quantized, reference=None).file
+            assert 0.88 * share * limit < file <= share * limit
+        else:
+            dense_cost = method.ledger.costs[kind].dense(dense, images(1))
+            assert found[kind] * dense_cost / limit == pytest.approx(share, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [HardConcreteGate, VIBGate])
+def test_a_frozen_gate_is_what_it_was_told(kind: type[Gate]) -> None:
+    gate = kind(6, [torch.arange(3), torch.arange(3, 6)])
+    knob = gate_knob(gate)
+    assert (knob.count, knob.position) == (5, 4)
+    for position, opened in ((0, 2), (2, 4), (4, 6)):
+        assert knob.move(position - knob.position)
+        assert int(gate.open().sum()) == opened
+        assert gate.open()[:3].any()
+        assert gate.open()[3:].any()
+    assert not knob.move(1)
+    chosen = torch.tensor([True, False, False, False, True, True])
+    gate.freeze(chosen)
+    other = kind(6, [torch.arange(3), torch.arange(3, 6)])
+    other.load_state_dict(gate.state_dict())
+    assert other.frozen
+    assert torch.equal(other.scale() != 0, chosen)
+    assert torch.equal(other.scale(), gate.scale())
+
+
+def test_a_frozen_quantizer_keeps_its_range_and_trains_it() -> None:
+    quantizer = Quantizer(8)
+    quantizer.fit(torch.randn(999, generator=torch.Generator().manual_seed(0)))
+    before = float(quantizer.limit.detach())
+    quantizer.freeze(3)
+    assert quantizer.width == quantizer.bits() == 3
+    x = torch.linspace(-5, 5, 50)
+    assert quantizer(x).unique().numel() == 7
+    assert float(quantizer(x).detach().max()) == pytest.approx(before)
+    quantizer(x).sum().backward()
+    assert quantizer.log2_limit.grad is not None
+    assert quantizer.log2_step is not None
+    assert quantizer.log2_step.grad is None
+    other = Quantizer(8)
+    other.load_state_dict(quantizer.state_dict())
+    assert other.fixed
+    assert torch.equal(other(x), quantizer(x))
+
+
+def test_the_path_is_geometric_and_the_multiplier_its_integral() -> None:
+    pressure = Pressure()
+    pressure.begin(100, math.log(8.0))
+    excess = torch.tensor(math.log(8.0), requires_grad=True)
+    total = 0.0
+    for step in range(100):
+        value = pressure.penalty(excess)
+        c = math.log(8.0) - math.log(8.0) * max(0.0, 1 - step / (100 * ARRIVED))
+        assert float(value.detach()) == pytest.approx(total * c + 2.5 * c * c, abs=1e-4)
+        (gradient,) = torch.autograd.grad(value, excess)
+        assert float(gradient) == pytest.approx(total + 5 * c, abs=1e-4)
+        pressure.step()
+        total += c
+    other = Pressure()
+    other.load_state_dict(pressure.state_dict())
+    assert vars(other) == vars(pressure)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_landing_never_exceeds_and_spends_what_can_be_spent(draw: st.DataObject) -> None:
+    count = draw.draw(st.integers(2, 5))
+    costs = [draw.draw(st.floats(0.5, 20)) for _ in range(count)]
+    worth = [draw.draw(st.floats(-0.1, 1)) for _ in range(count)]
+    sizes = [draw.draw(st.integers(1, 8)) for _ in range(count)]
+    limit = draw.draw(st.floats(0.3, 1.0)) * sum(
+        cost * size for cost, size in zip(costs, sizes, strict=True)
+    )
+    at = [draw.draw(st.integers(0, size - 1)) for size in sizes]
+    knobs = [
+        Knob(size, at[i], lambda to, i=i: at.__setitem__(i, to))  # type: ignore[misc]
+        for i, size in enumerate(sizes)
+    ]
+
+    def total(positions: Any) -> float:
+        return sum(cost * (each + 1) for cost, each in zip(costs, positions, strict=True))
+
+    landing = Landing(
+        knobs,
+        lambda: math.log(total(at) / limit),
+        lambda: -sum(w * each for w, each in zip(worth, at, strict=True)),
+    )
+    possible = total([0] * count) <= limit
+    assert landing.land() is possible
+    if not possible:
+        return
+    assert total(at) <= limit
+    for number, knob in enumerate(knobs):  # nothing more fits
+        if knob.position + 1 < knob.count and total(at) < 0.99 * limit:
+            assert total(at) + costs[number] > limit
+    best = max(
+        total(each) for each in itertools.product(*map(range, sizes)) if total(each) <= limit
+    )
+    assert total(at) >= 0.5 * best
+
+
+def test_statistics_are_those_of_the_network_without_noise() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    model[1].running_mean.fill_(7)
+    model.train()
+    model[2].eval()
+    x = torch.randn(600, 1, 8, 8)
+    reestimate(model, data.InMemory(x, torch.zeros(600, dtype=torch.int64)))
+    made = torch.cat([model[0](part).detach() for part in x.split(256)])
+    means = torch.stack([part.mean((0, 2, 3)) for part in made.split(256)]).mean(0)
+    torch.testing.assert_close(model[1].running_mean, means)
+    variances = torch.stack([part.transpose(0, 1).flatten(1).var(1) for part in made.split(256)])
+    torch.testing.assert_close(model[1].running_var, variances.mean(0))
+    assert [module.training for module in model] == [True, True, False]
+    assert model[1].momentum == 0.1
+
+
+TRAIN = {"epochs": 2, "batch_size": 32, "lr": 5e-3, "threads": 1}
+STAGE = {
+    "method": "djpq", "epochs": 2, "tune_epochs": 2, "distill": 0.5, "gates": "hard_concrete",
+    "quantizer": "linear", "budget": {"bops": "40x"}, "allocation": {"samples": 100},
+}  # fmt: skip
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    return {"train": TRAIN, "stages": [{**STAGE, **changes}], "export": {"onnx": False}}
+
+
+def test_a_run_meets_its_budget_and_a_stopped_one_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sc.compress(task(), recipe(), out=tmp_path / "whole").report
+    assert 40 <= whole["ratio"]["bops"] <= 40 * 1.03
+    tuned = [entry for entry in whole["history"] if entry["phase"] == "tune"]
+    best = max(entry["accuracy"] for entry in tuned)
+    assert whole["accuracy"]["validation"]["compressed"] == best
+    assert all(0.97 <= entry["bops_of_budget"] <= 1 for entry in tuned)
+    (allocation,) = whole["allocations"]
+    assert allocation["by"] == "training"
+    assert allocation["spent"]["bops"] == pytest.approx(40 / whole["ratio"]["bops"])
+    save, saved = Trainer._save, 0
+
+    def stopping(self: Trainer, *arguments: Any) -> None:
+        nonlocal saved
+        save(self, *arguments)
+        saved += 1
+        if saved == 5:  # in the first frozen epoch
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            sc.compress(task(), recipe(), out=tmp_path / "stopped")
+    sc.compress(task(), recipe(), out=tmp_path / "stopped", resume=True)
+    files = [(tmp_path / each / "model.secateur").read_bytes() for each in ("whole", "stopped")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": {"bops": "1e6x"}}, r"^stages\[0\]\.budget\.bops: .* still\.\nOf these"),
+        ({"budget": {"file": 300}}, r"^stages\[0\]\.budget\.file: 300, but"),
+        ({"budget": {"macs": "2x"}, "gates": "none"}, r"^stages\[0\]\.budget\.macs"),
+        ({"budget": {"weights": "9x"}}, r"budget\.weights: this method cannot"),
+        ({"budget": {"bops": "9 lb"}}, r"budget\.bops: '9 lb' has the unknown"),
+        ({"allocation": {"by": "magnitude"}}, r"allocation\.by: 'magnitude', but djpq"),
+        ({"method": "gmp", "budget": {"bops": "9x"}}, r"budget\.bops: this method cannot"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused_before_training(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "run", lambda *given: pytest.fail("it trains"))
+    stage = {**STAGE, **changes}
+    if stage["method"] == "gmp":
+        stage = {"method": "gmp", "budget": stage["budget"]}
+    with pytest.raises(RecipeError, match=message) as caught:
+        sc.compress(task(), {"train": TRAIN, "stages": [stage]}, out=tmp_path)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_budget_in_a_loop_of_one_s_own_needs_a_loss() -> None:
+    method = DJPQ(EIGHT, images(1), {"bops": "40x"}).attach(network())
+    with pytest.raises(RecipeError, match=r"^budget: .*\n.*told"):
+        method.begin(Phase("djpq", 1), 1)
