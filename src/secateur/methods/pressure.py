@@ -38,13 +38,12 @@ class Pressure:
     """
 
     def __init__(self) -> None:
-        self.steps = self.done = 0
-        self.multiplier = self.start = self.violation = 0.0
+        self.begin(0, 0.0)
 
     def begin(self, steps: int, excess: float) -> None:
         """Start a search of so many steps at an excess v."""
-        self.__init__()  # type: ignore[misc]
         self.steps, self.start = steps, excess
+        self.done, self.multiplier, self.violation = 0, 0.0, 0.0
 
     @property
     def progress(self) -> float:

@@ -131,6 +131,7 @@ def fitted(problem: Quadratic, member: Tensor, target: ConstraintSet) -> Tensor:
     quantized = target.quantized(member)
     if quantized is None:
         return least_squares(problem, member != 0, member)
+    assert isinstance(quantized.scale, float)  # sets that a recipe asks for have one
     rows = problem.rows(member)
     image = rows @ problem.gram
     along = float((image * problem.rows(problem.weight)).sum())
