@@ -8,8 +8,8 @@ and reads through another one, which become the operators that runtimes know:
     x -> QuantizeLinear -> Clip, where the grid has fewer levels -> DequantizeLinear
 
 The levels themselves are in the file, so any width up to 8 bits keeps its own range. Biases are
-added by an operator of their own: ONNX Runtime rounds a bias inside of a layer to multiples of both
-steps, which at 4 bits is 1 % of the next step and moves logits by 2 %.
+added by an operator of their own: ONNX Runtime rounds a bias inside of a layer to a multiple of the
+product of both steps, which is coarse where bits are few.
 """
 
 from __future__ import annotations
