@@ -42,10 +42,11 @@ DECODED_TOLERANCE = 1e-6
 ONNX_TOLERANCE = 1e-4
 """Largest logit difference of the ONNX network, relative to the largest logit."""
 
-ROUNDED_TOLERANCE, ROUNDED_SAMPLES, ROUNDED_AGREEMENT = 1e-3, 0.95, 0.999
+ROUNDED_TOLERANCE, ROUNDED_SAMPLES, ROUNDED_AGREEMENT = 1e-3, 0.5, 0.999
 """The same where layers read through grids, for at least this share of the samples, and the share
-that must keep their class (but for one): a sum in another order may end beside another level, which
-moves the logits of that sample by more than any tolerance."""
+that must keep their class (but for one). A sum in another order may end beside another level, which
+moves the logits of that sample by more than any tolerance. What a runtime gets wrong moves all.
+"""
 
 
 def save_dense(model: nn.Module, path: Path) -> None:

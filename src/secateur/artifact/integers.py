@@ -8,8 +8,8 @@ and reads through another one, which become the operators that runtimes know:
     x -> QuantizeLinear -> Clip, where the grid has fewer levels -> DequantizeLinear
 
 The levels themselves are in the file, so any width up to 8 bits keeps its own range. Biases are
-added by an operator of their own: ONNX Runtime rounds a bias inside of a layer to multiples of both
-steps, which at 4 bits is 1 % of the next step and moves logits by 2 %.
+added by an operator of their own: ONNX Runtime rounds a bias inside of a layer to a multiple of the
+product of both steps, which is coarse where bits are few.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INT8 = 127
 """Largest magnitude of a weight's level; -128 is left out, as in other symmetric grids."""
 
 OVERHEAD = 512
-"""Bytes that dequantizing takes in a file, about: what a weight has to save to become integers."""
+"""Bytes that dequantizing takes in a file, about: what a weight alone must save to be integers."""
 
 
 @torch.library.custom_op("secateur::dequantize", mutates_args=())
@@ -74,14 +74,16 @@ class _Rounding(nn.Module):
 
 
 def fits(quantized: Quantized) -> bool:
-    """Say whether int8 holds the levels of a weight, and is worth the operator."""
+    """Say whether int8 holds the levels of a weight."""
     levels = quantized.levels
-    largest = int(levels.abs().max()) if levels.numel() else 0
-    return levels.ndim > 1 and largest <= INT8 and 3 * levels.numel() > OVERHEAD
+    return levels.ndim > 1 and (not levels.numel() or int(levels.abs().max()) <= INT8)
 
 
 def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Module, int]:
     """Return a copy of a network for the exporter, and how many weights of it are integers.
+
+    A layer without integer weights reads through its grid in floats: ONNX Runtime quantizes a float
+    weight by itself, to 8 bits, where it finds quantized inputs.
 
     Args:
         model: a plain network; layers may read through fixed grids.
@@ -91,13 +93,16 @@ def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple
     model = copy.deepcopy(model)
     count = 0
     for name, module in list(model.named_modules()):
-        for child, grid in list(module.named_children()):
-            if isinstance(grid, FixedQuantizer) and grid.most - grid.least < 2**8:
-                setattr(module, child, _Rounding(grid))
         levels = quantized.get(f"{name}.weight" if name else "weight")
-        if levels is not None and fits(levels):
-            _swap(module, levels)
-            count += 1
+        grid = getattr(module, INPUT, None)
+        if levels is None or not fits(levels):
+            continue
+        if isinstance(grid, FixedQuantizer) and grid.most - grid.least < 2**8:
+            setattr(module, INPUT, _Rounding(grid))
+        elif 3 * levels.levels.numel() <= OVERHEAD:
+            continue
+        _swap(module, levels)
+        count += 1
     return model, count
 
 

@@ -28,7 +28,7 @@ from secateur.quantizers import weight_quantizer
 COSTS: dict[str, type[Cost]] = {}
 """Kinds by the name that a budget uses."""
 
-GRID_BYTES = 16
+GRID_BYTES = 20
 """Bytes at most that a file says a layer's grid of inputs and its width in."""
 
 
@@ -167,7 +167,7 @@ class File(Cost):
         super().__init__(count, graph, overhead)
         self.sizes = _column(each.weights for each in count.products)
         self.ratio = torch.ones(len(count.products), dtype=torch.float64)
-        self.seen: dict[int, tuple[int, float, int]] = {}
+        self.seen: dict[tuple[int, int, float, int], float] = {}
         self.by_class = torch.zeros(count.classes, dtype=torch.float64)
         self.fixed = float(overhead) + GRID_BYTES * len(count.products)
         layers = {each.name for each in count.products}
@@ -203,13 +203,15 @@ class File(Cost):
         """Encode all weights that have changed, without their closed channels."""
         plain, kept = self.layers(state) / self.ratio, state.kept.bool()
         for row, product in enumerate(self.count.products):
+            if not product.weights or not float(plain[row]):
+                continue
             layer = self.count.model.get_submodule(product.name)
             bits = round(float(state.weights[row]))
             versions = sum(each._version for each in layer.parameters())
-            now = (bits, float(plain[row]), versions)
-            if product.weights and float(plain[row]) and self.seen.get(row) != now:
-                self.ratio[row] = self._bytes(layer, product, kept, bits) / plain[row]
-                self.seen[row] = now
+            now = (row, bits, float(plain[row]), versions)
+            if now not in self.seen:
+                self.seen[now] = self._bytes(layer, product, kept, bits) / float(plain[row])
+            self.ratio[row] = self.seen[now]
 
     def _bytes(self, layer: nn.Module, product: Product, kept: Tensor, bits: int) -> float:
         quantizer, weight = weight_quantizer(layer), layer.weight

@@ -263,9 +263,7 @@ class DJPQ(Method):
         if phase.name == TUNE:
             self._freeze()
         elif self.budgets:
-            self.ledger.measure()
-            excess = float(self.ledger.excess(self.ledger.state()))
-            self.pressure.begin(phase.epochs * steps, excess)
+            self.pressure.begin(phase.epochs * steps, self.ledger.now())
 
     def _freeze(self) -> None:
         """Freeze bits and channels, on the budget if there is one."""
@@ -273,10 +271,7 @@ class DJPQ(Method):
         knobs = knobs_of(self.model, self.gates, self.positions)
         if self.budgets:
             assert self.loss is not None
-            ledger = self.ledger
-            Landing(
-                knobs, lambda: float(ledger.excess(ledger.state())), self.loss, ledger.measure
-            ).land()
+            Landing(knobs, self.ledger.now, self.loss).land()
 
     def penalty(self) -> Tensor:
         """Return beta sum KL + gamma BOP / BOP_fp32, or what holds the search to its path."""
@@ -306,8 +301,7 @@ class DJPQ(Method):
         if self.widths:
             return self.model
         if self.budgets:
-            self.ledger.measure()
-            if not self.frozen or float(self.ledger.excess(self.ledger.state())) > 0:
+            if not self.frozen or self.ledger.now() > 0:
                 self._freeze()
             self.spent = self.ledger.spent(self.ledger.state())
         widths = self.bops.widths()

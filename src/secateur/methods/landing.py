@@ -2,7 +2,7 @@
 
 While a limit is exceeded, the step down goes that costs the least loss per log of cost. Then, as
 long as one fits, the step up that saves the most. What is left over is spent by pairs of a step up
-and a step down. Losses are measured on calibration data, each step alone, and again for the item
+and steps down. Losses are measured on calibration data, each step alone, and again for the item
 that has moved; costs are counted exactly.
 """
 
@@ -18,18 +18,17 @@ from torch import nn
 from secateur.gates import Gate, Gated
 from secateur.quantizers import Quantizer, input_quantizer, weight_quantizer
 
-SPENT, ENOUGH = 0.99, 0.97
-"""Shares of a limit: at which spending stops, and which is good enough."""
-
-ROUNDS = 5
-"""Rounds at most, where costs depend on weights and must be looked at again."""
-
-LEAST_RISE = 1e-6
-"""Loss that a step counts for at least, so that cheap steps are told apart by their cost."""
-
+SPENT = 0.99
+"""Share of a limit at which nothing is left to spend."""
 
 BLOCKS = 16
 """Measurements of the loss over all channels of a gate."""
+
+LEAST_GAIN = 1e-3
+"""Of the log of what is spent, by a pair of steps."""
+
+LEAST_RISE = 1e-6
+"""Loss that a step counts for at least, so that cheap steps are told apart by their cost."""
 
 
 @dataclass
@@ -116,17 +115,12 @@ class Landing:
         knobs: all that can be moved; their network is changed in place.
         excess: the largest log(cost / limit).
         loss: of the network on calibration data, in evaluation mode.
-        look: brings costs up to date that depend on the weights.
     """
 
     def __init__(
-        self,
-        knobs: Sequence[Knob],
-        excess: Callable[[], float],
-        loss: Callable[[], float],
-        look: Callable[[], None] = lambda: None,
+        self, knobs: Sequence[Knob], excess: Callable[[], float], loss: Callable[[], float]
     ) -> None:
-        self.knobs, self.excess, self.loss, self.look = knobs, excess, loss, look
+        self.knobs, self.excess, self.loss = knobs, excess, loss
         self.rises: dict[tuple[int, int], float] = {}
         self.moved = [0] * len(knobs)  # since the loss was measured
         self.now: float | None = None
@@ -134,18 +128,12 @@ class Landing:
     @torch.no_grad()
     def land(self) -> bool:
         """Go below all limits, and spend what is left; say whether that was possible."""
-        for _ in range(ROUNDS):
-            self.look()
-            while self.excess() > 0:
-                if not self._step(-1):
-                    return False
-            while self.excess() < math.log(SPENT) and (self._step(1) or self._exchange()):
-                pass
-            if math.log(ENOUGH) <= self.excess() <= 0:
-                break
-        while self.excess() > 0 and self._step(-1):
+        while self.excess() > 0:
+            if not self._step(-1):
+                return False
+        while self.excess() < math.log(SPENT) and (self._step(1) or self._exchange()):
             pass
-        return self.excess() <= 0
+        return True
 
     def _rise(self, number: int, by: int) -> float:
         """Return what the loss rises by if one knob moves, measured near where it is."""
@@ -184,7 +172,6 @@ class Landing:
 
     def _take(self, number: int, by: int) -> None:
         self.knobs[number].move(by)
-        self.look()
         self.moved[number] += 1
         if self.moved[number] >= self.knobs[number].block:
             self.moved[number], self.now = 0, None
@@ -192,19 +179,29 @@ class Landing:
             self.rises.pop((number, -by), None)
 
     def _exchange(self) -> bool:
-        """Move one knob up and another down so that more is spent than now."""
-        now, best, found = self.excess(), 0.0, None
+        """Move one knob up and another down, as far as it takes, so that more is spent than now."""
+        now, best, found = self.excess(), LEAST_GAIN, None
         room = math.log(SPENT) - now
         for up in range(len(self.knobs)):
             if not self.knobs[up].move(1):
                 continue
             for down in range(len(self.knobs)):
-                after = None if down == up else self._tried(down, -1)
-                if after is not None and now < after <= 0 and min(after - now, room) > best:
-                    best, found = min(after - now, room), (up, down)
+                steps, after = (0, math.inf) if down == up else self._down(down)
+                if after <= 0 and min(after - now, room) > best:
+                    best, found = min(after - now, room), (up, down, steps)
             self.knobs[up].move(-1)
-        if found is None or best < 1e-3:
+        if found is None:
             return False
-        self._take(found[0], 1)
-        self._take(found[1], -1)
+        up, down, steps = found
+        self._take(up, 1)
+        for _ in range(steps):
+            self._take(down, -1)
         return True
+
+    def _down(self, number: int) -> tuple[int, float]:
+        """Return how far a knob must go down to be below all limits, and the excess there."""
+        knob, steps, after = self.knobs[number], 0, self.excess()
+        while after > 0 and knob.move(-1):
+            steps, after = steps + 1, self.excess()
+        knob.move(steps)
+        return steps, after

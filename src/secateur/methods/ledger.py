@@ -89,11 +89,13 @@ class Ledger:
         logs = [(each / self.limits[kind]).log() for kind, each in self.totals(state).items()]
         return torch.stack(logs).max()
 
-    def measure(self) -> None:
-        """Look at the weights again, for costs that depend on their values."""
+    @torch.no_grad()
+    def now(self) -> float:
+        """Return the excess of the network as it is, its weights looked at again."""
         state = self.state()
         for each in self.costs.values():
             each.measure(state)
+        return float(self.excess(state))
 
     def require(self, least: State) -> None:
         """Raise RecipeError if the least that the network can become exceeds a limit."""
