@@ -81,7 +81,7 @@ def regions(draw: st.DrawFn) -> tuple[np.ndarray, int, bool]:
     return ranks, largest, flagged
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(regions())
 def test_ranks_come_back_and_an_exact_reader_agrees(region: tuple[np.ndarray, int, bool]) -> None:
     ranks, largest, flagged = region
@@ -90,7 +90,7 @@ def test_ranks_come_back_and_an_exact_reader_agrees(region: tuple[np.ndarray, in
     assert read_exactly(coded.stream, len(ranks), largest, flagged) == ranks.tolist()
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     st.binary(max_size=12) | st.lists(st.sampled_from((0, 1, 128, 255)), max_size=12).map(bytes),
     st.integers(1, 40),

@@ -112,7 +112,7 @@ def layers(draw: st.DrawFn) -> LayerWork:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(platform_names()),
     st.lists(layers(), min_size=1, max_size=3),

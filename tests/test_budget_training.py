@@ -177,7 +177,7 @@ def test_the_path_is_geometric_and_the_multiplier_its_integral() -> None:
     assert vars(other) == vars(pressure)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_landing_never_exceeds_and_spends_what_can_be_spent(draw: st.DataObject) -> None:
     count = draw.draw(st.integers(2, 5))

@@ -493,7 +493,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
     return model
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(model=networks())
 def test_random_networks_compute_the_same_and_nothing_dead_remains(model: nn.Module) -> None:
     # Six convolutions without padding take 12 pixels off.

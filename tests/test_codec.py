@@ -69,7 +69,7 @@ def check_round_trip(weight: Tensor, quantized: Quantized | None) -> None:
             assert getattr(found, name) == getattr(quantized, name)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(masks, st.sampled_from(FLOATS), st.integers(0, 2**32))
 def test_raw_values_come_back_bit_for_bit(mask: Tensor, dtype: torch.dtype, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def test_raw_values_come_back_bit_for_bit(mask: Tensor, dtype: torch.dtype, seed
     check_round_trip(weight, None)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     masks,
     st.sampled_from(FLOATS),
@@ -109,7 +109,7 @@ def test_levels_come_back(
     check_round_trip(weight, Quantized(levels, scale, bits, zero))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     masks,
     st.sampled_from(FLOATS),
@@ -134,7 +134,7 @@ def test_powers_of_two_come_back_in_no_more_than_their_bits(
         assert storage(weight, quantized).values <= bits * mask.numel()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(masks, st.integers(2, 8), st.booleans(), st.booleans(), st.integers(0, 2**32))
 def test_levels_with_a_scale_for_each_row_come_back(
     mask: Tensor, bits: int, zero: bool, wide: bool, seed: int
@@ -180,7 +180,7 @@ def test_the_codes_of_powers_of_two_are_those_of_the_format() -> None:
     assert stream([0, 4, -2, 1], 3, True) == (1 + 32 + 8 + 2, [4, 7, 2, 5])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(hnp.arrays(np.int64, st.integers(0, 40)), st.sampled_from((torch.int64, torch.bool)))
 def test_integers_and_booleans_come_back(array: np.ndarray, dtype: torch.dtype) -> None:
     check_round_trip(torch.from_numpy(array).to(dtype), None)
@@ -229,7 +229,7 @@ def naive_cost(members: list[int], k: int) -> int:
     return sum(k + 1 + (gap >> k) for gap in gaps)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(1, 3000), st.data())
 def test_a_list_agrees_with_a_reader_that_goes_bit_by_bit(size: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, min(size, 60)))

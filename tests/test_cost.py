@@ -92,7 +92,7 @@ def test_lenet5_in_closed_form() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     groups=st.sampled_from([1, 2, 4, 8]),
     out_per_group=st.integers(1, 3),

@@ -189,7 +189,7 @@ def test_widths_in_words() -> None:
 
 
 @given(st.text(alphabet="0123456789,;b- x", max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_malformed_widths_are_refused_or_fit(text: str) -> None:
     try:
         narrowed = narrow(zoo.lenet5(), text)

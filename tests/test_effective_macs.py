@@ -50,7 +50,7 @@ def ones_through(layer: nn.Module, example: Tensor) -> int:
         return round(float(layer.double()(torch.ones_like(example).double()).sum()))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     pattern=PATTERNS,
     groups=st.sampled_from([1, 2, 4, 8]),
@@ -89,7 +89,7 @@ def test_effective_macs_of_any_convolution(
     assert work.macs * work.nonzeros == expected * work.weights
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(pattern=PATTERNS, tokens=st.integers(1, 4), seed=st.integers(0, 2**32))
 def test_effective_macs_of_linear_layers(pattern: sets.Pattern, tokens: int, seed: int) -> None:
     layer = pruned(nn.Linear(6, 9, bias=False), pattern, seed)
@@ -98,7 +98,7 @@ def test_effective_macs_of_linear_layers(pattern: sets.Pattern, tokens: int, see
     assert found == ones_through(layer, example)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     pattern=PATTERNS,
     queries=st.integers(1, 5),
@@ -129,7 +129,7 @@ def test_effective_macs_of_attention(
     assert sum(each.activation_macs for each in workload(layer, inputs)) == products
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(pattern=PATTERNS, steps=st.integers(1, 6), seed=st.integers(0, 2**32))
 def test_effective_macs_of_recurrent_layers(pattern: sets.Pattern, steps: int, seed: int) -> None:
     layer = pruned(nn.LSTM(3, 5, num_layers=2, bidirectional=True), pattern, seed)

@@ -96,7 +96,7 @@ def check(encoding: Encoding, weight: Tensor, quantized: Quantized | None) -> No
     assert same_bits(encoding.decode(stream, weight.shape, weight.dtype), expected)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(masks, st.sampled_from(FLOATS), st.integers(0, 2**32))
 def test_raw_values_come_back_and_are_counted(mask: Tensor, dtype: torch.dtype, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def test_raw_values_come_back_and_are_counted(mask: Tensor, dtype: torch.dtype, 
         check(encoding, weight, None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     masks,
     st.integers(1, 8),
@@ -125,7 +125,7 @@ def test_levels_come_back_and_are_counted(
 
 
 @pytest.mark.parametrize("target", EVERY_SET, ids=str)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(weight=weights())
 def test_members_of_every_set_come_back_from_every_encoding_and_are_counted(
     target: ConstraintSet, weight: Tensor
@@ -152,7 +152,7 @@ def test_other_dtypes_and_signed_zeros() -> None:
     assert Packed().storage(plain).values == 32 * 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(masks, st.booleans(), st.integers(0, 2**32))
 def test_counts_agree_with_loops_over_the_elements(mask: Tensor, zero: bool, seed: int) -> None:
     weight, quantized = level_tensor(mask, 3, zero, "uniform", torch.float32, seed)
@@ -192,7 +192,7 @@ def walk(support: list[bool], width: int, escape: bool) -> Iterator[tuple[int, b
             gap += 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(masks, st.booleans(), st.integers(0, 2**32))
 def test_gap_codes_agree_with_a_walk_and_the_best_width_is_best(
     mask: Tensor, zero: bool, seed: int
@@ -248,7 +248,7 @@ def nm_tensor(n: int, m: int, shape: tuple[int, ...], most: bool, seed: int) -> 
     return (last * keep.flatten(-2)).movedim(-1, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(((1, 2), (2, 4), (1, 4), (4, 8), (3, 5), (8, 16), (5, 64))),
     st.booleans(),

@@ -21,7 +21,6 @@ def normal(x: Tensor, mean: float, variance: float) -> Tensor:
     return torch.exp(-((x - mean) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
 
 
-@settings(deadline=None)
 @given(st.floats(-2, 2), st.floats(-6, 1))
 def test_the_vib_penalty_is_the_divergence_integrated_numerically(
     mu: float, log_variance: float
@@ -45,7 +44,7 @@ def test_the_vib_penalty_is_the_divergence_integrated_numerically(
     assert divergence(best) <= min(divergence(best * 0.9), divergence(best * 1.1)) + 1e-9
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.floats(-4, 4))
 def test_the_hard_concrete_penalty_is_the_share_of_samples_that_are_not_zero(logit: float) -> None:
     torch.manual_seed(0)

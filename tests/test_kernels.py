@@ -73,7 +73,7 @@ dtypes = st.sampled_from(DTYPES)
 
 
 @needs_native
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights(), st.sampled_from(PATTERNS))
 def test_native_and_twin_agree_bit_for_bit(
     case: tuple[Tensor, int], pattern: tuple[int, int]
@@ -93,7 +93,7 @@ def test_native_and_twin_agree_bit_for_bit(
 
 
 @needs_native
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(weights(), st.sampled_from(PATTERNS), st.booleans())
 def test_parts_native_and_twin(
     case: tuple[Tensor, int], pattern: tuple[int, int], same: bool

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -43,7 +43,6 @@ def fake_quantize(v: Tensor, q: Tensor, levels: Levels) -> Tensor:
     return (clipped + (nearest - clipped).detach()) * q
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(LEVELS),
     st.lists(st.floats(-3, 3), min_size=1, max_size=20),
@@ -109,7 +108,6 @@ def test_a_fitted_scale_needs_no_gradient_and_a_trained_one_stays_without() -> N
         assert (after == before) == (scale == "trained")
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(LEVELS),
     st.sampled_from([1e-30, 1.0, 1e30, math.inf, math.nan]),

@@ -63,7 +63,7 @@ def faked(
     return layer, rounds
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(factor=st.floats(1.05, 4.9), power=st.floats(0.3, 1.2), at=st.floats(0, 1 - DENSITIES[-1]))
 def test_a_power_law_is_found_again(factor: float, power: float, at: float) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,6 @@ def test_forms_that_never_pay_pay_at_once_or_are_hopeless(monkeypatch: pytest.Mo
     assert layer.speedup("hopeless", 0.1) == pytest.approx(1 / 90)  # the line goes on
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=9))
 def test_ascending_is_isotonic_regression(values: list[float]) -> None:
     isotonic = pytest.importorskip("sklearn.isotonic")

@@ -193,7 +193,7 @@ def layers(draw: st.DrawFn) -> LayerWork:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(network=st.lists(layers(), min_size=1, max_size=4), share=st.floats(0.1, 1), data=st.data())
 def test_less_to_do_never_takes_longer(
     board: Platform, network: list[LayerWork], share: float, data: st.DataObject
@@ -217,7 +217,7 @@ def test_less_to_do_never_takes_longer(
     assert timing(machine.model_copy(update={"memory": faster}), network).seconds <= before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(network=st.lists(layers(), min_size=1, max_size=4))
 def test_a_network_speeds_up_as_much_as_its_layers(
     board: Platform, network: list[LayerWork]
@@ -309,7 +309,7 @@ def written(weight: torch.Tensor, width: int) -> int:
     return codes * width
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([0.0, 0.0, 0.0, 0.0, 1.0]), min_size=2, max_size=300))
 def test_relative_indices_against_writing_them(values: list[float]) -> None:
     weight = torch.tensor(values)[None]

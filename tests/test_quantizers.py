@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -36,7 +36,6 @@ def warp(x: Tensor, limit: Tensor, power: Tensor) -> Tensor:
     return torch.copysign((clipped.log() * power).exp(), x)
 
 
-@settings(deadline=None)
 @given(values, steps, limits, powers)
 def test_the_power_quantizer_rounds_and_has_the_closed_form_gradients(
     numbers: list[float], d: float, limit: float, t: float
@@ -71,7 +70,6 @@ def test_the_power_quantizer_rounds_and_has_the_closed_form_gradients(
         assert torch.allclose(x.grad, by_x, rtol=1e-9, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(values, steps, limits, powers, st.booleans())
 def test_gradients_are_finite_differences_of_the_surrogate(
     numbers: list[float], d: float, limit: float, t: float, warped: bool
@@ -98,7 +96,6 @@ def test_gradients_are_finite_differences_of_the_surrogate(
         assert float(parameters[i].grad or 0) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-@settings(deadline=None)
 @given(values, steps, limits, st.booleans(), st.booleans())
 def test_the_fused_linear_form_is_plain_autograd_with_straight_through_rounding(
     numbers: list[float], d: float, limit: float, signed: bool, channels: bool
@@ -121,7 +118,6 @@ def test_the_fused_linear_form_is_plain_autograd_with_straight_through_rounding(
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(values, st.floats(0.05, 2), st.integers(2, 5))
 def test_at_one_width_the_step_has_the_gradient_of_lsq(
     numbers: list[float], scale: float, bits: int
@@ -138,7 +134,6 @@ def test_at_one_width_the_step_has_the_gradient_of_lsq(
     assert float(quantizer.log2_limit.grad) == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
-@settings(deadline=None)
 @given(st.floats(-8, 3), st.floats(-3, 3), powers, st.booleans())
 def test_bits_are_those_of_the_formula_and_widths_hold_every_level(
     log2_step: float, log2_limit: float, t: float, signed: bool

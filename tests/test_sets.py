@@ -90,7 +90,7 @@ def weights(draw: st.DrawFn) -> Tensor:
 
 
 @pytest.mark.parametrize("target", EVERY_SET, ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weight=weights())
 def test_projection_is_an_idempotent_member_and_leaves_its_input(
     target: ConstraintSet, weight: Tensor
@@ -105,7 +105,7 @@ def test_projection_is_an_idempotent_member_and_leaves_its_input(
 
 
 @pytest.mark.parametrize("target", EVERY_SET, ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weight=weights())
 def test_encoding_is_exact_and_counted_exactly(target: ConstraintSet, weight: Tensor) -> None:
     member = target.project(weight)
@@ -258,7 +258,7 @@ def test_large_tensors_reach_nearly_the_exact_optimum(
 
 
 @given(weight=weights(), keep=st.integers(0, 30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_unstructured_keeps_the_largest_and_the_lower_index(weight: Tensor, keep: int) -> None:
     magnitudes = weight.float().abs().flatten().tolist()
     order = sorted(range(len(magnitudes)), key=lambda i: (-magnitudes[i], i))[:keep]

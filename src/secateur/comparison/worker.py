@@ -49,13 +49,16 @@ def work(sealed: list[Any], threads: int, folder: str, board: Any) -> str | None
 
     job, task = ray.get(sealed)
     import torch
+    from filelock import FileLock
     from rich.console import Console
 
     from secateur.errors import SecateurError
 
     torch.set_num_threads(threads)
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "a", buffering=1, encoding="utf-8") as log:
+    # Where a comparison was killed, its worker may live on for a while and still write there.
+    alone = FileLock(job.log.with_suffix(".lock"))
+    with alone, open(job.log, "a", buffering=1, encoding="utf-8") as log:
         try:
             _train(job, task, Console(file=log, width=120), board)
         except Exception as error:  # whatever ends one run must not end the others
