@@ -117,23 +117,6 @@ class GMP(RetrainedMethod):
         density = self.final + (self.initial - self.final) * left**3
         return math.log(density) / math.log(self.final) if 0 < self.final < 1 else 1.0
 
-    def harden(self, share: float = 1.0) -> None:
-        """Project onto the target, and freeze zeros and a share of the levels."""
-        super().harden(share)
-        self.hard = True
-
-    def finalize(self) -> nn.Module:
-        """Project onto the target if training has not yet ended there; return the model."""
-        if self.approximate:
-            self.harden()
-        self.support.unhook()
-        return self.model
-
-    @property
-    def approximate(self) -> bool:
-        """True while sparsity rises, and until all levels are in place."""
-        return not self.hard or self.support.partial
-
     def metrics(self) -> dict[str, float]:
         """Return the density of all planned weights together."""
         return {"density": _density(self.weights)}

@@ -73,10 +73,7 @@ class PostTraining(RetrainedMethod):
 
     def begin(self, phase: Phase, steps: int) -> None:
         """Reconstruct all layers, or begin to retrain what is left of them."""
-        if phase.name == "reconstruct":
-            self._reconstruct()
-        else:
-            self.harden(phase.snap)
+        self.harden(phase.snap)
 
     def _reconstruct(self) -> None:
         assert self.example_input is not None
@@ -90,7 +87,6 @@ class PostTraining(RetrainedMethod):
             "error": sum(each.error for each in fits) / len(fits),
             "projected_error": sum(each.projected for each in fits) / len(fits),
         }
-        self.harden()
 
     def penalty(self) -> Tensor:
         """Return zero: retraining leaves the loss alone."""
@@ -101,23 +97,10 @@ class PostTraining(RetrainedMethod):
         self.support.hold()
 
     def harden(self, share: float = 1.0) -> None:
-        """Freeze zeros and a share of the levels; the weights are members already."""
-        super().harden(share)
-        self.hard = True
-
-    def finalize(self) -> nn.Module:
-        """Reconstruct if that has not been done; return the model."""
+        """Reconstruct if that has not been done; freeze zeros and a share of the levels."""
         if not self.hard:
             self._reconstruct()
-        elif self.approximate:
-            self.harden()
-        self.support.unhook()
-        return self.model
-
-    @property
-    def approximate(self) -> bool:
-        """True before reconstruction, and in retraining until all levels are in place."""
-        return not self.hard or self.support.partial
+        super().harden(share)
 
     def metrics(self) -> dict[str, float]:
         """Return the mean relative error of outputs of layers, and what projecting would cost."""

@@ -10,7 +10,7 @@ import itertools
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.methods.base import Method, MethodOptions, Phase
 from secateur.methods.support import FrozenSupport
@@ -60,6 +60,8 @@ class RetrainedMethod(Method):
 
     options: RetrainOptions
     support: FrozenSupport
+    hard: bool = False
+    """Whether weights have been brought to their sets for good."""
 
     @property
     def quantizes(self) -> bool:
@@ -96,6 +98,19 @@ class RetrainedMethod(Method):
         self.support.freeze_zeros()
         self.support.hold_zeros()
         self.support.freeze_levels(self.plan, free, share)
+        self.hard = True
+
+    def finalize(self) -> nn.Module:
+        """Bring weights to their sets if training has not yet ended there; return the model."""
+        if self.approximate:
+            self.harden()
+        self.support.unhook()
+        return self.model
+
+    @property
+    def approximate(self) -> bool:
+        """True until weights are in their sets, and until all levels are in place."""
+        return not self.hard or self.support.partial
 
 
 def divided(epochs: int, parts: int) -> list[int]:

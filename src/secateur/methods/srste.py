@@ -193,7 +193,7 @@ class SRSTE(RetrainedMethod):
     def harden(self, share: float = 1.0) -> None:
         """Drop what is pruned, freeze zeros, and bring a share of what is left to its levels."""
         super().harden(share)
-        self.hard, self.rest = True, {}
+        self.rest = {}
 
     def finalize(self) -> nn.Module:
         """End training with masks if that has not happened yet; return the model."""
