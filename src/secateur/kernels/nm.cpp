@@ -454,7 +454,6 @@ int secateur_nm_has_avx2() { return has_avx2(); }
 // Returns 0, or 1 if an argument is out of range, or 2 if memory ran out.
 int secateur_nm(int operation, int format, const void* weight, void* out, float decay,
                 int64_t outer, int64_t length, int64_t inner, int n, int m, int threads) {
-  if (operation == PART) return BAD_ARGUMENT;
   return run(find(operation, format), Task{weight, out, decay, outer, length, inner, n, m},
              threads);
 }
