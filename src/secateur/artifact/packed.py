@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.artifact import container
 from secateur.artifact.architecture import Architecture, Changes, build
-from secateur.codec import Quantized, Storage, decode, describe, encode, levels, storage
+from secateur.codec import Quantized, Storage, decode, describe, encode, format_of, levels, storage
 from secateur.errors import ArtifactError, MembershipError, SecateurError, did_you_mean
 from secateur.quantizers import grids
 
@@ -129,8 +129,7 @@ def save(
         with _naming(name):
             records.append(encode(tensor, by_name.get(name)))
             sizes[name] = storage(tensor, by_name.get(name))
-    by_row = any(isinstance(each.scale, tuple) for each in by_name.values())
-    version = 2 if by_row or _ACTIVATIONS in text else 1
+    version = max([2 if _ACTIVATIONS in text else 1, *map(format_of, records)])
     file = container.write(path, text, architecture, records, version)
     return PackedSize(file, sizes)
 

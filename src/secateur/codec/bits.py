@@ -10,6 +10,9 @@ from secateur.errors import ArtifactError
 Bits = NDArray[np.uint8]
 """One byte per bit, each 0 or 1."""
 
+Members = NDArray[np.int64]
+"""Of a range, those in a subset."""
+
 _CHUNK = 1 << 18  # codes expanded to one byte per bit at a time; a multiple of 8
 
 

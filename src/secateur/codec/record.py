@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.codec.arithmetic import LARGEST_REGION, Coded
-from secateur.codec.bits import BitReader
+from secateur.codec.bits import BitReader, Members
 from secateur.codec.subset import (
     ARITHMETIC,
     FLAGGED,
-    Members,
     Subset,
     SubsetHeader,
     entrusted,
@@ -205,6 +204,15 @@ def _read(record: bytes, header: _Header, shape: tuple[int, ...], dtype: torch.d
     return from_words(elements, shape, dtype)
 
 
+def format_of(record: bytes) -> int:
+    """Return the earliest version of the format that has all that a record uses."""
+    if not record:
+        return 1
+    header = _Header.read(record)
+    by_row = header.grid is not None and header.grid.by_row
+    return 2 if by_row or any(each.groups for each in header.subsets) else 1
+
+
 def describe(record: bytes) -> str:
     """Say in a few words how a record is coded, for example ``3 bits, rice(4)``."""
     if not record:
@@ -283,18 +291,20 @@ def _shortest(weight: Tensor, flat: NDArray[np.signedinteger], grid: Grid | None
     plans = (
         _Plan(matrix, grid, live, cells)
         for live, region, members in _regions(flat, (rows, columns))
-        for cells in _cells(members, region, grid)
+        for cells in _cells(members, region, grid, math.prod(weight.shape[2:]))
     )
     return min(plans, key=lambda plan: plan.storage().total)
 
 
-def _cells(members: Members | None, region: int, grid: Grid | None) -> Iterator[Subset]:
+def _cells(
+    members: Members | None, region: int, grid: Grid | None, positions: int
+) -> Iterator[Subset]:
     """Yield the codings of the cells; all of them only if the value coder can say each one."""
     full = members is None or len(members) == region
     if full or grid is None or grid.zero:
         yield everything(region)
     if members is not None and not full:
-        yield listed(members, region)
+        yield listed(members, region, positions)
     if grid and region <= LARGEST_REGION:
         yield entrusted(region, flagged=not full)
 

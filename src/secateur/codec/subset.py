@@ -1,4 +1,5 @@
-"""Subsets of 0 ... size-1 as a bitmap or as Golomb-Rice coded gaps, whichever is shorter.
+"""Subsets of 0 ... size-1 as a bitmap, as Golomb-Rice coded gaps or as combinations of groups,
+whichever is shortest.
 
 Cells may also be left to the arithmetic code of the values, which then says which are zero.
 """
@@ -8,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from secateur.codec.bits import BitReader, Bits, from_bits, read_varint, to_bits, varint
+from secateur.codec.bits import BitReader, Bits, Members, from_bits, read_varint, to_bits, varint
+from secateur.codec.combinations import Groups, find_groups
 from secateur.errors import ArtifactError
 
-Members = NDArray[np.int64]
-
 _ALL, _BITMAP, _RICE = 0, 1, 2  # the coder byte; Rice with parameter k is _RICE + k
+GROUPED = 253
 ARITHMETIC = FULL, FLAGGED = 254, 255
 """Coder bytes of cells that the arithmetic code holds: none is zero, or flags say which are."""
 
@@ -29,20 +29,26 @@ class Subset:
         members: in ascending order; None is all of them.
         coder: the byte that says how the subset is written.
         stream: bits in the index stream.
+        groups: what the combinations are of, if that is how the subset is written.
     """
 
     size: int
     members: Members | None
     coder: int
     stream: int
+    groups: Groups | None = None
 
     def __len__(self) -> int:
         return self.size if self.members is None else len(self.members)
 
     def header(self) -> bytes:
-        """Return the coder byte and, for Rice, the number of members."""
-        count = varint(len(self)) if _RICE <= self.coder < FULL else b""
-        return bytes([self.coder]) + count
+        """Return the coder byte and what it is followed by."""
+        numbers: tuple[int, ...] = ()
+        if self.groups:
+            numbers = (self.groups.m, self.groups.n, self.groups.stride)
+        elif _RICE <= self.coder < GROUPED:
+            numbers = (len(self),)
+        return bytes([self.coder]) + b"".join(map(varint, numbers))
 
     def bits(self) -> Bits:
         """Return the part of the index stream, ``stream`` bits."""
@@ -52,6 +58,8 @@ class Subset:
             bitmap = np.zeros(self.size, dtype=np.uint8)
             bitmap[self.members] = 1
             return bitmap
+        if self.groups:
+            return self.groups.bits(self.members, self.size)
         k = self.coder - _RICE
         gaps = gaps_of(self.members)
         remainders = to_bits(gaps, k)
@@ -81,9 +89,22 @@ def rice(members: Members, size: int) -> Subset:
     return Subset(size, members, _RICE + k, stream)
 
 
-def listed(members: Members, size: int) -> Subset:
-    """Return the subset in the shorter of its two codings (members ascending, header counted)."""
-    codings = bitmap(members, size), rice(members, size)
+def grouped(members: Members, size: int, positions: int) -> Subset | None:
+    """Return the subset as combinations, if all groups of some kind have equally many members."""
+    groups = find_groups(members, size, positions)
+    return Subset(size, members, GROUPED, groups.stream(size), groups) if groups else None
+
+
+def listed(members: Members, size: int, positions: int | None = None) -> Subset:
+    """Return the subset in the shortest of its codings (members ascending, header counted).
+
+    Args:
+        positions: kernel positions of a weight whose cells these are; otherwise there are no
+            groups.
+    """
+    codings = [bitmap(members, size), rice(members, size)]
+    if positions is not None and (groups := grouped(members, size, positions)):
+        codings.append(groups)
     return min(codings, key=lambda subset: subset.stream + 8 * len(subset.header()))
 
 
@@ -104,12 +125,16 @@ def _best_parameter(gaps: Members) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class SubsetHeader:
-    """What the header says of a subset: the coder byte and, for Rice, the number of members."""
+    """What the header says of a subset: the coder byte, for Rice the number of members, and what
+    combinations are of."""
 
     coder: int
-    count: int
+    count: int = 0
+    groups: Groups | None = None
 
     def __str__(self) -> str:
+        if self.groups:
+            return f"{self.groups.n}:{self.groups.m} combinations"
         if self.coder in ARITHMETIC:
             return "arithmetic"
         if self.coder >= _RICE:
@@ -121,8 +146,14 @@ def read_header(record: bytes, start: int) -> tuple[SubsetHeader, int]:
     """Return a subset's header at ``start`` and the position after it."""
     if start >= len(record):
         raise ArtifactError("record: its header is cut off.")
-    coder, start, count = record[start], start + 1, 0
-    if _RICE <= coder < FULL:
+    coder, start = record[start], start + 1
+    if coder == GROUPED:
+        m, start = read_varint(record, start)
+        n, start = read_varint(record, start)
+        stride, start = read_varint(record, start)
+        return SubsetHeader(coder, groups=Groups(m, n, stride)), start
+    count = 0
+    if _RICE <= coder < GROUPED:
         count, start = read_varint(record, start)
     return SubsetHeader(coder, count), start
 
@@ -137,6 +168,11 @@ def read_subset(header: SubsetHeader, size: int, reader: BitReader) -> tuple[Mem
         return None, size
     if header.coder == _BITMAP:
         members: Members = np.flatnonzero(reader.take(size))
+        return members, len(members)
+    if header.groups:
+        if not header.groups.fits(size):
+            raise ArtifactError(f"record: a range of {size} is not made of {header.groups}.")
+        members = header.groups.read(size, reader)
         return members, len(members)
     k, count = header.coder - _RICE, header.count
     if k > size.bit_length() or count > size:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.codec import Quantized, Storage
-from secateur.codec.bits import BitReader, Bits, from_bits, read_varint, to_bits
+from secateur.codec.bits import BitReader, Bits, Members, from_bits, read_varint, to_bits
 from secateur.codec.record import matrix_shape
-from secateur.codec.subset import Members, Subset, read_header, read_subset
+from secateur.codec.subset import Subset, read_header, read_subset
 from secateur.codec.values import (
     Grid,
     Words,

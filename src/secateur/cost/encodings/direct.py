@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from secateur.codec.bits import varint
+from secateur.codec.bits import Members, varint
 from secateur.codec.record import matrix_shape
-from secateur.codec.subset import Members, bitmap
+from secateur.codec.subset import bitmap
 from secateur.cost.encodings.base import Cells, Field, Index, Indexed, Reader, bits_for, register
 from secateur.errors import ArtifactError
 

@@ -14,8 +14,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.codec.bits import varint
-from secateur.codec.subset import Members, gaps_of, rice
+from secateur.codec.bits import Members, varint
+from secateur.codec.subset import gaps_of, rice
 from secateur.cost.encodings.base import Cells, Field, Index, Indexed, Reader, register
 from secateur.errors import SecateurError
 

@@ -10,9 +10,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.codec.bits import varint
+from secateur.codec.bits import Members, varint
+from secateur.codec.combinations import rank, unrank
 from secateur.codec.record import matrix_shape
-from secateur.codec.subset import Members
 from secateur.cost.encodings.base import Cells, Field, Index, Indexed, Reader, bits_for, register
 from secateur.errors import ArtifactError, MembershipError, SecateurError
 
@@ -94,10 +94,8 @@ class Grouped(Indexed):
 @register
 @dataclass(frozen=True)
 class NM(Grouped):
-    """n:m with one number for each group, of log2 C(m, n) bits, rounded up.
-
-    The number of positions p_1 < ... < p_n is C(p_1, 1) + ... + C(p_n, n), the combinatorial number
-    system.
+    """n:m with one number for each group, of log2 C(m, n) bits, rounded up
+    (:func:`secateur.codec.combinations.rank`).
     """
 
     name: ClassVar[str] = "nm"
@@ -109,24 +107,14 @@ class NM(Grouped):
 
     def field(self, kept: NDArray[np.int64]) -> Field:
         """Return the number of each group's choice."""
-        return Field(self._binomials[range(self.n), kept].sum(axis=1), self.metadata)
+        return Field(rank(kept), self.metadata)
 
     def read_field(self, reader: Reader, groups: int) -> NDArray[np.int64]:
-        """Take from each number the largest position that it holds, then the next."""
-        rest = reader.field(groups, self.metadata)
-        if (rest >= math.comb(self.m, self.n)).any():
+        """Read the numbers; return what they stand for."""
+        ranks = reader.field(groups, self.metadata)
+        if (ranks >= math.comb(self.m, self.n)).any():
             raise ArtifactError(f"stream: there is no such choice of {self.n} from {self.m}.")
-        kept = np.empty((groups, self.n), dtype=np.int64)
-        for i in reversed(range(self.n)):
-            kept[:, i] = np.searchsorted(self._binomials[i], rest, side="right") - 1
-            rest = rest - self._binomials[i, kept[:, i]]
-        return kept
-
-    @property
-    def _binomials(self) -> NDArray[np.int64]:
-        """C(p, i + 1) at row i and column p."""
-        table = [[math.comb(p, i + 1) for p in range(self.m)] for i in range(self.n)]
-        return np.array(table, dtype=np.int64)
+        return unrank(ranks, self.n, self.m)
 
 
 @register
