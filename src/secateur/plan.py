@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
-import functools
-import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur import norms
+from secateur.by_layer import changed, first_match, matches
 from secateur.channels import ChannelGraph
 from secateur.errors import NonFiniteError, RecipeError, did_you_mean
 from secateur.sets import ConstraintSet, Levels, Unstructured, join
@@ -299,7 +297,7 @@ def build_plan(
     if not candidates:
         raise RecipeError("model: it has no convolution or linear layer to compress.")
     for pattern in exceptions:
-        if not any(_matches(pattern, name, module) for name, module in candidates):
+        if not any(matches(pattern, name, module) for name, module in candidates):
             names = [name for name, _ in candidates]
             raise RecipeError(
                 f"layers: '{pattern}' matches no layer.{did_you_mean(pattern, names)}\n"
@@ -327,19 +325,18 @@ def _row(
 ) -> Row:
     shape = tuple(module.weight.shape)  # type: ignore[arg-type]
     row = Row(name, type(module).__name__, shape)
-    ranks = (name, *(p for p in exceptions if p != name and _matches(p, name, module)))
-    matching = sorted((p for p in ranks if p in exceptions), key=lambda p: _rank(p, name))
-    if not matching:
+    pattern = first_match(exceptions, name, module)
+    if pattern is None:
         return replace(_fitting(row, target), pooled=pooled)
-    change = exceptions[matching[0]]
+    change = exceptions[pattern]
     if isinstance(change, str):
-        return replace(row, note=f"left dense by '{matching[0]}'")
+        return replace(row, note=f"left dense by '{pattern}'")
     stated = any(
         key in ("density", "keep")
         for part in (change, *(each for each in change.values() if isinstance(each, Mapping)))
         for key in part
     )
-    return replace(_fitting(row, _changed(target, change, matching[0])), stated=stated)
+    return replace(_fitting(row, changed(target, change, pattern)), stated=stated)
 
 
 def _fitting(row: Row, target: ConstraintSet) -> Row:
@@ -351,18 +348,6 @@ def _fitting(row: Row, target: ConstraintSet) -> Row:
     if kept or levels:
         return replace(row, set=join(kept, levels), note=note)
     return replace(row, note=f"left dense, {note}")
-
-
-def _rank(pattern: str, name: str) -> int:
-    return 0 if pattern == name else 1 if any(c in pattern for c in "*?[") else 2
-
-
-def _matches(pattern: str, name: str, module: nn.Module) -> bool:
-    return (
-        pattern == name
-        or fnmatch.fnmatchcase(name, pattern)
-        or pattern in {kind.__name__ for kind in type(module).__mro__}
-    )
 
 
 def _left_dense(model: nn.Module, planned: set[str]) -> Iterator[Row]:
@@ -389,32 +374,3 @@ def _with_norms(rows: list[Row], following: Mapping[str, str]) -> list[Row]:
 
 def _with_keep(target: ConstraintSet | None, keep: int) -> ConstraintSet:
     return join((Unstructured(keep=keep),), target.split()[1] if target else None)
-
-
-def _changed(target: ConstraintSet, change: Mapping[str, Any], pattern: str) -> ConstraintSet:
-    """Return ``target`` with some fields of its parts replaced."""
-    patterns, levels = target.split()
-    parts = {part.name: part for part in (*patterns, *([levels] if levels else []))}
-    known = {name: {f.name for f in fields(part)} for name, part in parts.items()}  # type: ignore[arg-type]
-    own: dict[str, dict[str, Any]] = {name: {} for name in parts}
-    settings = []  # path of the key, sets it may belong to, key, value
-    for key, value in change.items():
-        if key in parts and isinstance(value, Mapping):
-            settings += [(f"{key}.{each}", [key], each, value[each]) for each in value]
-        else:
-            settings.append((key, list(parts), key, value))
-    for path, among, key, value in settings:
-        owners = [name for name in among if key in known[name]]
-        if len(owners) > 1:
-            raise RecipeError(
-                f"layers.{pattern}.{path}: it is an option of {' and of '.join(owners)}.\n"
-                f"Remedy: say of which, as in {{{owners[0]}: {{{key}: {value}}}}}."
-            )
-        if not owners:
-            options = sorted(set().union(*(known[name] for name in among)))
-            raise RecipeError(
-                f"layers.{pattern}.{path}: no such option.{did_you_mean(key, options)}\n"
-                f"Options here are {', '.join(options)}."
-            )
-        own[owners[0]][key] = value
-    return functools.reduce(operator.and_, (parts[name].changed(**own[name]) for name in parts))
