@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from secateur import data
 from secateur.allocation import WAYS, Budget, allocate, apply
+from secateur.allocation.distribute import By
 from secateur.allocation.knapsack import frontier
 from secateur.allocation.measure import MEASURES
 from secateur.artifact import packed
@@ -27,7 +28,7 @@ from secateur.errors import NonFiniteError, RecipeError
 from secateur.finish import settle
 from secateur.plan import Plan, build_plan
 from secateur.report.allocation import allocation_table
-from secateur.sets import Block, Column, ConstraintSet, Counted, Filter, Levels, Unstructured
+from secateur.sets import NM, Block, Column, ConstraintSet, Counted, Filter, Levels, Unstructured
 from secateur.zoo import lenet5
 from tiny import digits_network
 
@@ -257,6 +258,51 @@ def test_groups_are_cut_at_one_threshold_relative_to_their_layers(
             mean = float(energy[groups == group].mean())
             (kept if bool(support[groups == group].any()) else dropped).append(mean)
     assert min(kept) >= max(dropped)
+
+
+def energies(weight: Tensor, m: int) -> list[float]:
+    """Of the projections on 1:m, 2:m, ..., m:m, the share of the squared norm that stays."""
+    whole = weight.double().square().sum()
+    return [
+        float(NM(n, m).project(weight).double().square().sum() / whole) for n in range(1, m + 1)
+    ]
+
+
+@pytest.mark.parametrize("budget", ["4x", "3x", "2.2x", "1.3x"])
+def test_mixed_n_of_m_keeps_as_much_as_brute_force(budget: str) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)))
+    with torch.no_grad():
+        for power, layer in enumerate(model):
+            layer.weight.copy_(torch.randn(32, 32).pow(2 * power + 1))
+    plan = build_plan(model, NM(1, 8))
+    spent = allocate(model, plan, Budget.parse({"weights": budget}))
+    found = [row.set for row in spent.plan.compressed]
+    assert all(isinstance(each, NM) and each.m == 8 for each in found)
+    kept = {
+        row.layer: energies(model.get_submodule(row.layer).weight.detach(), 8)
+        for row in plan.compressed
+    }
+    best = max(
+        sum(kept[str(layer)][n - 1] for layer, n in enumerate(choice))
+        for choice in itertools.product(range(1, 9), repeat=3)
+        if sum(choice) * 128 <= spent.limit
+    )
+    chosen = [each.n for each in found if isinstance(each, NM)]
+    assert sum(chosen) * 128 == spent.cost <= spent.limit
+    assert sum(kept[str(layer)][n - 1] for layer, n in enumerate(chosen)) == pytest.approx(best)
+    assert len(set(chosen)) > 1
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_mixed_n_of_m_with_levels_comes_back_from_its_record(
+    network: nn.Module, calibration: Loss, by: By
+) -> None:
+    plan = build_plan(network, NM(2, 16) & Levels(4))
+    spent = allocate(network, plan, Budget.parse({"bits": "30x"}), by=by, loss=calibration)
+    assert 0.6 * spent.limit < spent.cost <= spent.limit
+    again = apply(plan, json.loads(json.dumps(spent.to_dict())))
+    assert [row.set for row in again.rows] == [row.set for row in spent.plan.rows]
 
 
 def test_by_sensitivity_is_as_good_as_brute_force() -> None:

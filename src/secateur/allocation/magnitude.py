@@ -8,7 +8,8 @@ Groups are compared by their energy per weight, in multiples of the mean of thei
 of a layer average over many weights and differ little, while layers differ by their widths (an
 initialization divides by it), so that one threshold on plain energies takes all groups of one layer
 and none of another. Where a plan weighs filters by their BatchNorm, the energy is that of the
-rescaled filter.
+rescaled filter. For N:M the units of a layer are the largest weights of all groups of m, the second
+largest, and so on.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from secateur.allocation.candidates import Candidates
 from secateur.allocation.measure import Measure
-from secateur.allocation.targets import counted, sharing, with_keep
+from secateur.allocation.targets import quotas, sharing, with_keep
 from secateur.plan import Plan, Row
-from secateur.sets import ConstraintSet
+from secateur.sets import ConstraintSet, Unstructured
 from secateur.sets.base import energy, top_k
 
 
@@ -40,9 +41,7 @@ class Threshold(Candidates):
         metrics = plan.metrics(measure.model)
         self.base = plan
         self.rows = [
-            row
-            for row in plan.compressed
-            if row.set and counted(row.set) and row.layer not in fixed
+            row for row in plan.compressed if row.set and quotas(row.set) and row.layer not in fixed
         ]
         self.gains = {
             row.layer: _gain(row, energy(measure.weights[row.parameter], metrics.get(row.layer)))
@@ -78,26 +77,28 @@ class Threshold(Candidates):
     def _set(self, row: Row, keep: int, threshold: float) -> ConstraintSet:
         """Return the row's set whose first pattern keeps a number of units."""
         assert row.set is not None
-        first, *others = counted(row.set)
+        first, *others = quotas(row.set)
         gain = self.gains[row.layer]
-        support = replace(first, density=None, keep=keep).support(gain)
+        support = first.keeping(keep).support(gain)
         numbers = [keep]
         for pattern in others:
             sums, sizes = pattern.sums(gain * support), pattern.sums(support.double())
             numbers.append(max(1, int(((sizes > 0) & (sums >= threshold * sizes)).sum())))
-            support &= replace(pattern, density=None, keep=numbers[-1]).support(gain * support)
+            support &= pattern.keeping(numbers[-1]).support(gain * support)
         return with_keep(row.set, numbers)
 
 
 def _gain(row: Row, energy: Tensor) -> Tensor:
-    """Return what an element counts for: its energy, in a group relative to its layer's mean."""
+    """Return what an element counts for: its energy, but relative to its layer's mean if units
+    are not single weights."""
     assert row.set is not None
     mean = energy.mean()
-    return energy if counted(row.set)[0].elementwise or not mean else energy / mean
+    single = isinstance(quotas(row.set)[0], Unstructured)
+    return energy if single or not mean else energy / mean
 
 
 def _means(row: Row, gain: Tensor) -> Tensor:
     """Return the gain per weight of each unit of the row's first pattern."""
     assert row.set is not None
-    first = counted(row.set)[0]
+    first = quotas(row.set)[0]
     return first.sums(gain) / first.sums(torch.ones_like(gain))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from secateur.allocation.budget import Budget
-from secateur.allocation.targets import counted, sharing, with_bits, with_keep
+from secateur.allocation.targets import quotas, sharing, with_bits, with_keep
 from secateur.errors import RecipeError
 from secateur.plan import Plan, Row
 
@@ -108,7 +108,7 @@ def concrete(row: Row) -> Row:
     """Return a row that keeps what it says in numbers, and for itself."""
     if row.set is None:
         return row
-    keep = [each.count(each.total(row.shape)) for each in counted(row.set)]
+    keep = [each.count(each.total(row.shape)) for each in quotas(row.set)]
     return replace(row, set=with_keep(row.set, keep), pooled=False)
 
 
@@ -116,7 +116,7 @@ def _choice(row: Row) -> dict[str, Any]:
     """Return what an allocation says of a row; no ``keep`` where a budget is shared."""
     assert row.set is not None
     _, levels = row.set.split()
-    keep = None if row.pooled else [each.keep for each in counted(row.set)]
+    keep = None if row.pooled else [each.count(each.total(row.shape)) for each in quotas(row.set)]
     return {"keep": keep, "bits": levels.bits if levels else None}
 
 
@@ -127,6 +127,6 @@ def _restored(row: Row, entry: Mapping[str, Any] | None) -> Row:
     target = with_bits(row.set, bits) if bits else row.set
     if keep is None and row.pooled:
         return replace(row, set=target)
-    if keep is None or len(keep) != len(counted(target)):
+    if keep is None or len(keep) != len(quotas(target)):
         raise RecipeError(_OTHER)
     return replace(row, set=with_keep(target, keep), pooled=False)

@@ -7,22 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from secateur.plan import Plan, Row
-from secateur.sets import ConstraintSet, Counted, Unstructured, join
+from secateur.sets import ConstraintSet, Quota, Unstructured, join
 
 
-def counted(target: ConstraintSet) -> list[Counted]:
+def quotas(target: ConstraintSet) -> list[Quota]:
     """Return the patterns of a set that keep a number of something."""
-    return [each for each in target.split()[0] if isinstance(each, Counted)]
+    return [each for each in target.split()[0] if isinstance(each, Quota)]
 
 
 def with_keep(target: ConstraintSet, keep: Sequence[int]) -> ConstraintSet:
-    """Return the set with another ``keep`` for each of its :func:`counted` patterns."""
+    """Return the set with other numbers of units for its :func:`quotas`."""
     patterns, levels = target.split()
     numbers = iter(keep)
-    kept = [
-        replace(each, density=None, keep=next(numbers)) if isinstance(each, Counted) else each
-        for each in patterns
-    ]
+    kept = [each.keeping(next(numbers)) if isinstance(each, Quota) else each for each in patterns]
     return join(kept, levels)
 
 
@@ -51,17 +48,17 @@ def sharing(plan: Plan, keep: int) -> Plan:
 
 def at_share(row: Row, target: ConstraintSet, share: float) -> ConstraintSet:
     """Return a row's set if each of its patterns keeps a share of its units, at least one."""
-    totals = (each.total(row.shape) for each in counted(target))
+    totals = (each.total(row.shape) for each in quotas(target))
     return with_keep(target, [max(1, round(share * total)) for total in totals])
 
 
 def density(row: Row, target: ConstraintSet) -> float:
     """Return the share of the weights that the patterns of a row's set leave, if independent."""
-    totals = [(each, each.total(row.shape)) for each in counted(target)]
+    totals = [(each, each.total(row.shape)) for each in quotas(target)]
     return math.prod(each.count(total) / total for each, total in totals)
 
 
 def least_share(row: Row) -> float:
     """Return the share at which each pattern of a row's set keeps one unit only."""
     assert row.set is not None
-    return 1 / max((each.total(row.shape) for each in counted(row.set)), default=1)
+    return 1 / max((each.total(row.shape) for each in quotas(row.set)), default=1)

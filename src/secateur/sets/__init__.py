@@ -6,7 +6,7 @@ Patterns say where zeros are (``Unstructured``; ``Filter``, ``Channel``, ``Colum
 """
 
 from secateur.sets.base import SETS, ConstraintSet, Pattern
-from secateur.sets.counted import Counted
+from secateur.sets.counted import Counted, Quota
 from secateur.sets.intersection import Intersection, join
 from secateur.sets.levels import Levels
 from secateur.sets.nm import NM
@@ -28,6 +28,7 @@ __all__ = [
     "Kernel",
     "Levels",
     "Pattern",
+    "Quota",
     "Transposable",
     "Unstructured",
     "join",

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from secateur.errors import SecateurError
 from secateur.kernels import nm_apply, nm_mask, nm_part_
-from secateur.sets.base import Pattern, register
+from secateur.sets.base import register
+from secateur.sets.counted import Quota
 
 Axis = Literal["input", "flat"]
 LARGEST_GROUP = 64
@@ -27,7 +28,7 @@ LARGEST_GROUP = 64
 
 @register
 @dataclass(frozen=True)
-class NM(Pattern):
+class NM(Quota):
     """At most n of each m consecutive input channels are not zero, at each output and position.
 
     The projection keeps the n largest magnitudes of each group, ties to the lower index. With
@@ -46,6 +47,7 @@ class NM(Pattern):
     """
 
     name: ClassVar[str] = "nm"
+    units: ClassVar[str] = "weights of each group"
     elementwise: ClassVar[bool] = True
     positional: ClassVar[bool] = True
 
@@ -75,6 +77,23 @@ class NM(Pattern):
     def relaxed(self, shape: Sequence[int], exponent: float) -> NM:
         """Return n':m for the density ``d ** exponent``, n' rounded."""
         return replace(self, n=round(self.m * (self.n / self.m) ** exponent))
+
+    def total(self, shape: Sequence[int]) -> int:
+        """Return m."""
+        return self.m
+
+    def count(self, total: int) -> int:
+        """Return n."""
+        return self.n
+
+    def keeping(self, units: int) -> NM:
+        """Return the pattern with another n."""
+        return replace(self, n=units)
+
+    def sums(self, gain: Tensor) -> Tensor:
+        """Return what the largest gains of all groups add up to, what the second largest do, ..."""
+        ranked = groups_of(self._summed(gain), self.m).sort(dim=0, descending=True).values
+        return ranked.flatten(1).sum(dim=1)
 
     def support(self, gain: Tensor) -> Tensor:
         """Mark the n elements, or shared positions, of largest positive gain in each group."""
