@@ -26,9 +26,11 @@ from secateur.finish import dense_copy, load_dense, save_dense
 from secateur.methods import Method
 from secateur.methods.costs import dense_costs
 from secateur.outcome import Outcome, finished
+from secateur.permutation import permute
 from secateur.plan import Plan
 from secateur.recipe import Recipe
 from secateur.report.allocation import allocation_table
+from secateur.sets import NM
 from secateur.task import Task
 
 REACHED = "reached.safetensors"
@@ -92,13 +94,21 @@ class Course:
         return dense_copy(self.untrained, self.folder / checkpoint.DENSE)
 
     def before(self, segment: Segment, trainer: Trainer) -> None:
-        """Distribute the budget of a stage that begins over the layers as they are now.
+        """Permute channels and distribute the budget of a stage that begins, if that is asked for.
+
+        Layers get shares of the budget as they are now. A stage that goes on was permuted before.
 
         Raises:
             RecipeError: the budget cannot be met.
         """
         stage, method = segment.stage, segment.method
-        if stage is None or method is None or self.recipe.stages[stage].budget is None:
+        if stage is None or method is None:
+            return
+        if self.recipe.stages[stage].permute and not any(
+            entry["stage"] == stage for entry in trainer.history
+        ):
+            self._permute(stage)
+        if self.recipe.stages[stage].budget is None:
             return
         if method.budgets:
             self.tell(method, stage)
@@ -109,6 +119,21 @@ class Course:
             trainer.accelerator.wait_for_everyone()
         self.console.print(allocation_table(self.allocations[stage], f"stage {stage}: budget"))
         method.target = self.plans[stage]
+
+    def _permute(self, stage: int) -> None:
+        rows = self.plans[stage].fitted(self.task.model).compressed
+        patterns = {
+            row.layer: pattern
+            for row in rows
+            for pattern in (row.set.split()[0] if row.set else ())
+            if isinstance(pattern, NM)
+        }
+        gains = permute(self.task.model, self.task.example_input, patterns)
+        for layer, gain in gains.items():
+            self.console.print(
+                f"{layer}: {gain.after:.1%} of its squared norm stays after permutation of its "
+                f"inputs, {gain.before:.1%} before"
+            )
 
     def check(self, method: Method, stage: int) -> None:
         """Refuse a budget that a method cannot meet, before anything trains.

@@ -6,21 +6,17 @@ import copy
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from secateur.channels.dead import find_dead, spare, width_step
 from secateur.channels.fold import add_biases, fold_constants, merge
 from secateur.channels.graph import ChannelGraph, Group
+from secateur.channels.proof import difference, make_probes, run
 from secateur.channels.surgery import Kept, kept_of, replay
-from secateur.channels.trace import RETURNED, evaluating
+from secateur.channels.trace import RETURNED
 from secateur.errors import ChannelError
-
-TOLERANCE = 1e-4
-"""Largest difference of a cut network's outputs, relative to the largest output."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +56,8 @@ def compact(
     """
     small = copy.deepcopy(model)
     graph = ChannelGraph(small, example_input)
-    probes = _probes(example_input, graph.rounds)
-    expected = [_run(small, probe) for probe in probes]
+    probes = make_probes(example_input, graph.rounds)
+    expected = [run(small, probe) for probe in probes]
     biases = add_biases(graph)
     fold_constants(graph)
 
@@ -103,7 +99,7 @@ def shrink_to(
         spare(graph, removed, 1)
         return removed, []
 
-    return _cut(graph, select, _probes(example_input, graph.rounds), None, [])
+    return _cut(graph, select, make_probes(example_input, graph.rounds), None, [])
 
 
 def shrink(
@@ -171,8 +167,8 @@ def _cut(
             kept_with_biases.setdefault(name, {})["bias"] = True
         try:
             small = replay(kept, _twin(graph.model))
-            found = [_run(small, probe) for probe in probes]
-            fault = _difference(reference, found)
+            found = [run(small, probe) for probe in probes]
+            fault = difference(reference, found)
         except Exception as error:  # whatever the user's forward raises
             fault = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if not fault:
@@ -201,7 +197,7 @@ def _masked_runs(graph: ChannelGraph, removed: Tensor, probes: list[Tensor]) -> 
             columns = removed[graph.classes[layer.given]].to(weight.device)
             rows = torch.zeros(len(layer.made), dtype=torch.bool, device=weight.device)
             masked[layer.weight] = weight.masked_fill(layer.mask(rows, columns, weight.shape), 0)
-    return [_run(graph.model, probe, masked) for probe in probes]
+    return [run(graph.model, probe, masked) for probe in probes]
 
 
 def _notes(graph: ChannelGraph) -> list[str]:
@@ -222,44 +218,3 @@ def _notes(graph: ChannelGraph) -> list[str]:
             why = "it is the weight of no layer of its own"
             lines.append(f"{layer.weight}: {len(layer.made)} channels stay: {why}")
     return list(dict.fromkeys(lines))
-
-
-def _probes(example_input: Tensor, rounds: bool) -> list[Tensor]:
-    """Return the example and, since that may be all zeros, noise of its shape.
-
-    Where the network rounds, both are in double precision: a sum over fewer channels differs in its
-    last digit, and may then fall to the other side of a step.
-    """
-    if not example_input.is_floating_point():
-        return [example_input]
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(example_input.shape, generator=generator)
-    probes = [example_input, noise.to(example_input)]
-    return [probe.double() for probe in probes] if rounds else probes
-
-
-def _run(model: nn.Module, probe: Tensor, weights: dict[str, Tensor] | None = None) -> list[Tensor]:
-    """Return the outputs in evaluation mode, in the precision of the probe.
-
-    Args:
-        weights: tensors to use instead of the model's own.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **(weights or {})}
-    if probe.dtype == torch.float64:
-        tensors = {k: t.double() if t.is_floating_point() else t for k, t in tensors.items()}
-    with evaluating(model):
-        outputs = pytree.tree_leaves(torch.func.functional_call(model, tensors, (probe,)))
-    return [output for output in outputs if isinstance(output, Tensor)]
-
-
-def _difference(expected: list[list[Tensor]], found: list[list[Tensor]]) -> str:
-    """Return what is wrong with the outputs found, empty if nothing is."""
-    for one, other in zip(chain(*expected), chain(*found), strict=True):
-        if one.shape != other.shape:
-            return f"an output is {tuple(other.shape)} instead of {tuple(one.shape)}"
-        if not bool(torch.isfinite(one).all()):
-            return "its outputs are not finite, so nothing can be checked"
-        gap, largest = float((one - other).abs().max()), float(one.abs().max())
-        if not gap <= TOLERANCE * max(largest, 1e-30):
-            return f"outputs differ by {gap:.3g} of {largest:.3g}"
-    return ""

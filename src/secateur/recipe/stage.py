@@ -17,9 +17,12 @@ from secateur.errors import RecipeError, SecateurError, did_you_mean
 from secateur.methods import METHODS
 from secateur.problems import Problems, join, kind, show
 from secateur.recipe.set_options import option_names, options_model
-from secateur.sets import SETS, ConstraintSet, Levels, Pattern, Unstructured
+from secateur.sets import NM, SETS, ConstraintSet, Levels, Pattern, Unstructured
 
-FIXED = ("method", "set", "scope", "metric", "path_aware", "layers", "budget", "allocation")
+FIXED = (
+    *("method", "set", "scope", "metric", "path_aware", "permute", "layers", "budget"),
+    "allocation",
+)
 TARGETS = ("density", "keep")
 """Two ways to say how much stays; one replaces the other."""
 DEFAULT_DENSITY = 0.1
@@ -55,6 +58,8 @@ class Stage(BaseModel):
         metric: ``batchnorm`` compares filters by what they are worth after their BatchNorm,
             ``plain`` as they are.
         path_aware: whether budgets go past weights that do not matter to any output.
+        permute: whether channels are put in another order when the stage begins, so that N:M keeps
+            more.
         budget: of the whole network (``Budget.to_dict``), distributed over its layers when the
             stage begins, or met by the method in training; it replaces density and keep.
         allocation: how.
@@ -70,6 +75,7 @@ class Stage(BaseModel):
     scope: Literal["global", "layer"] = "global"
     metric: Literal["plain", "batchnorm"] = "plain"
     path_aware: bool = False
+    permute: bool = False
     budget: dict[str, Any] | None = None
     allocation: AllocationChoice | None = None
     layers: dict[str, dict[str, Any] | Literal["dense"]] = {}
@@ -96,6 +102,7 @@ class Stage(BaseModel):
             "scope": self.scope,
             "metric": self.metric,
             "path_aware": self.path_aware,
+            "permute": self.permute,
             **self._budget(),
             "layers": dict(self.layers),
             **self.options.model_dump(mode="json"),
@@ -118,9 +125,10 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
     names = _set_names(raw.get("set", list(default)), join(path, "set"), problems)
     scope = _known(raw.get("scope", "global"), SCOPES, join(path, "scope"), "scope", problems)
     metric = _known(raw.get("metric", "plain"), METRICS, join(path, "metric"), "metric", problems)
-    path_aware = raw.get("path_aware", False)
-    if not isinstance(path_aware, bool):
-        problems.add(join(path, "path_aware"), f"{show(path_aware)} should be true or false.")
+    switches = {key: raw.get(key, False) for key in ("path_aware", "permute")}
+    for key, value in switches.items():
+        if not isinstance(value, bool):
+            problems.add(join(path, key), f"{show(value)} should be true or false.")
     if method is None or names is None or scope is None or metric is None:
         return None
     method_keys = METHODS[method].Options.model_fields
@@ -156,6 +164,10 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
         problems.add(
             join(path, "allocation.by"), f"{show(allocation.by)}, but {who}; leave it out."
         )
+    if switches["permute"] and NM.name not in names:
+        problems.add(
+            join(path, "permute"), f"it is for the set {NM.name}, here {', '.join(names)}."
+        )
     given = {name: {**default.get(name, {}), **given.get(name, {})} for name in names}
     sets = _checked(given, places, problems)
     if len(problems.found) > before or options is None:
@@ -169,7 +181,8 @@ def parse_stage(raw: Any, path: str, problems: Problems) -> Stage | None:
         sets=sets,
         scope=scope,
         metric=metric,
-        path_aware=path_aware,
+        path_aware=switches["path_aware"],
+        permute=switches["permute"],
         budget=budget,
         allocation=allocation,
         layers=layers,
