@@ -3,9 +3,9 @@
     python benchmarks/families.py --threads 1
 
 Networks are built at full size with random weights, scales and statistics, so that the least
-important 30 % of each channel group are random ones. The cut network is compared with the whole one
-whose removed channels are masked, and its ONNX file in ONNX Runtime and OpenVINO with torch: largest
-difference of the outputs on two random images, relative to the largest output.
+important 30 % of each channel group are random ones. The cut network is compared with the whole
+one whose removed channels are masked, and its ONNX file in ONNX Runtime and OpenVINO with torch:
+largest difference of the outputs on two random images, relative to the largest output.
 Writes benchmarks/results/families.json.
 """
 

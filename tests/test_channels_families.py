@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import lively, masked_outputs
 from torch import nn
 
+from families import lively, masked_outputs
 from secateur.artifact.onnx import INPUT_NAME, export_onnx
 from secateur.channels import shrink_to
 from secateur.measure import RUNTIMES
