@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.artifact import nbits
 from secateur.artifact.integers import check_integers, translations, with_integers
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
@@ -32,6 +33,7 @@ def export_onnx(
     example_input: Tensor | tuple[Tensor, ...],
     path: Path,
     quantized: Mapping[str, Quantized] | None = None,
+    batch: int | None = None,
 ) -> Path:
     """Write ``model`` in evaluation mode as one ONNX file for any batch size.
 
@@ -46,17 +48,28 @@ def export_onnx(
         path: the file to write; its folder is created.
         quantized: levels of its weights, by name (``packed.unpack`` tells them): where int8 holds
             them, the file has integers and scales instead of floats.
+        batch: samples of an inference as it is deployed. Up to 8, linear layers with levels and no
+            grid of activations compute on 2, 4 or 8 bits (:mod:`secateur.artifact.nbits`): faster,
+            and with what they read rounded to int8. The file takes other batches, too.
 
     Raises:
         MissingDependencyError: the extra ``onnx`` is not installed.
         SecateurError: the exporter cannot express the model.
+        ArtifactError: it did not write the integers, or the file did not become smaller.
     """
     require("onnx", "onnxscript")
-    path = Path(path)
+    path, given = Path(path), quantized or {}
+    packed = 0
+    tensors = (*model.parameters(), *model.buffers())
+    floats = sum(tensor.nbytes for tensor in tensors)
+    if nbits.chosen(batch):
+        model, packed = nbits.with_products(model, given)
+        done = nbits.packed_names(model)
+        given = {name: levels for name, levels in given.items() if name not in done}
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     names = [INPUT_NAME] if len(inputs) == 1 else [f"{INPUT_NAME}_{i}" for i in range(len(inputs))]
-    batch = torch.export.Dim("batch")
-    exported, integers = with_integers(model, quantized or {})
+    samples = torch.export.Dim("batch")
+    exported, integers = with_integers(model, given)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -68,8 +81,8 @@ def export_onnx(
                 opset_version=OPSET,
                 input_names=names,
                 output_names=[OUTPUT_NAME],
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
-                custom_translation_table=translations(),
+                dynamic_shapes=tuple({0: samples} for _ in inputs),
+                custom_translation_table=translations() | nbits.translations(),
             )
     except Exception as error:  # the exporter passes on whatever its many stages raise
         cause: BaseException = error
@@ -87,10 +100,23 @@ def export_onnx(
             "Wrap it in a module that returns the one tensor you deploy."
         )
     check_integers(program.model.graph, integers)
+    nbits.check_products(program.model.graph, packed)
     _strip(program.model)
     program.model.ir_version = IR_VERSION
+    if integers + packed:
+        _check_smaller(program.model.graph, floats)
     _save(program, path)
     return path
+
+
+def _check_smaller(graph: Any, floats: int) -> None:
+    """Raise ArtifactError unless what a graph stores takes fewer bytes than a network does."""
+    stored = sum(value.const_value.nbytes for value in graph.initializers.values())
+    if stored >= floats:
+        raise ArtifactError(
+            f"onnx: with integers the file would hold {stored} bytes of numbers, without {floats}.\n"
+            "The exporter left floats beside them; please report this as a bug."
+        )
 
 
 def _strip(model: Any) -> None:
