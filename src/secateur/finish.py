@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from secateur._version import __version__
 from secateur.artifact import nbits, onnx, packed
+from secateur.artifact.export import Source, write_onnx
 from secateur.channels import widths
 from secateur.codec import Quantized
 from secateur.engine.evaluate import mean_score, outputs
@@ -33,6 +35,9 @@ from secateur.task import Task
 
 PACKED = "model.secateur"
 ONNX = "model.onnx"
+CLASSES = "classes"
+"""Metadata key of ``model.onnx``: the names of the classes by label, as JSON."""
+
 SIMULATED = "simulated"
 """The network that an ONNX file computes if it rounds more than the trained one does."""
 
@@ -185,7 +190,8 @@ def finish(
     }
     if recipe.export.onnx:
         batch, levels = recipe.export.batch, settled.quantized
-        onnx.export_onnx(model, task.example_input, folder / ONNX, levels, batch)
+        notes = {**task.metadata, CLASSES: json.dumps(list(task.classes))}
+        write_onnx(Source(model, task.example_input, levels, notes, batch), folder)
         runners["onnx"] = onnx.OnnxModel(folder / ONNX)
         if nbits.chosen(batch):
             runners[SIMULATED] = nbits.with_products(model, levels)[0]

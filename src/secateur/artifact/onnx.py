@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ def export_onnx(
     path: Path,
     quantized: Mapping[str, Quantized] | None = None,
     batch: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``model`` in evaluation mode as one ONNX file for any batch size.
 
@@ -51,6 +52,7 @@ def export_onnx(
         batch: samples of an inference as it is deployed. Up to 8, linear layers with levels and no
             grid of activations compute on 2, 4 or 8 bits (:mod:`secateur.artifact.nbits`): faster,
             and with what they read rounded to int8. The file takes other batches, too.
+        metadata: text that the file carries, such as how its inputs were normalized.
 
     Raises:
         MissingDependencyError: the extra ``onnx`` is not installed.
@@ -66,14 +68,38 @@ def export_onnx(
         model, packed = nbits.with_products(model, given)
         done = nbits.packed_names(model)
         given = {name: levels for name, levels in given.items() if name not in done}
+    exported, integers = with_integers(model, given)
+    program = to_program(exported, example_input, translations() | nbits.translations())
+    check_integers(program.model.graph, integers)
+    nbits.check_products(program.model.graph, packed)
+    if integers + packed:
+        _check_smaller(program.model.graph, floats)
+    write_program(program, path, metadata)
+    return path
+
+
+def to_program(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    table: Mapping[Any, Callable[..., Any]],
+) -> Any:
+    """Return a network as torch's exporter writes it, for any batch size.
+
+    Args:
+        model: put in evaluation mode.
+        example_input: as :func:`export_onnx` takes it.
+        table: what the exporter writes for operators of our own.
+
+    Raises:
+        SecateurError: the exporter cannot express the model.
+    """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     names = [INPUT_NAME] if len(inputs) == 1 else [f"{INPUT_NAME}_{i}" for i in range(len(inputs))]
     samples = torch.export.Dim("batch")
-    exported, integers = with_integers(model, given)
     try:
         with _quiet():
             program = torch.onnx.export(
-                exported.eval(),
+                model.eval(),
                 # a batch of 1 would be taken for a constant
                 tuple(torch.cat([value[:1], value[:1]]) for value in inputs),
                 dynamo=True,
@@ -82,7 +108,7 @@ def export_onnx(
                 input_names=names,
                 output_names=[OUTPUT_NAME],
                 dynamic_shapes=tuple({0: samples} for _ in inputs),
-                custom_translation_table=translations() | nbits.translations(),
+                custom_translation_table=dict(table),
             )
     except Exception as error:  # the exporter passes on whatever its many stages raise
         cause: BaseException = error
@@ -99,14 +125,15 @@ def export_onnx(
             f"onnx: {type(model).__name__} returns {len(program.model.graph.outputs)} tensors.\n"
             "Wrap it in a module that returns the one tensor you deploy."
         )
-    check_integers(program.model.graph, integers)
-    nbits.check_products(program.model.graph, packed)
+    return program
+
+
+def write_program(program: Any, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write what :func:`to_program` returned, for runtimes of the last years."""
     _strip(program.model)
+    program.model.metadata_props.update(metadata or {})
     program.model.ir_version = IR_VERSION
-    if integers + packed:
-        _check_smaller(program.model.graph, floats)
     _save(program, path)
-    return path
 
 
 def _check_smaller(graph: Any, floats: int) -> None:
@@ -114,7 +141,7 @@ def _check_smaller(graph: Any, floats: int) -> None:
     stored = sum(value.const_value.nbytes for value in graph.initializers.values())
     if stored >= floats:
         raise ArtifactError(
-            f"onnx: with integers the file would hold {stored} bytes of numbers, without {floats}.\n"
+            f"onnx: {stored} bytes of numbers with integers are not less than {floats} of floats.\n"
             "The exporter left floats beside them; please report this as a bug."
         )
 
