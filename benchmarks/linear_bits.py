@@ -6,7 +6,8 @@
 Two networks: four linear layers of 2048 x 2048 with random weights, and all-MiniLM-L6-v2 with its
 published weights on passages of 32 tokens, embeddings apart. Weights are rounded to levels with
 one scale for each output, without training. Forms: float32; MatMulNBits with accuracy level 4,
-which ``export_onnx(..., batch=1)`` writes; int8 weights that are made floats again, which it writes
+which ``export_onnx(..., batch=1)`` writes; int8 weights on 7 bits and inputs rounded as they come,
+which it writes beyond a batch of 8; int8 weights that are made floats again, which it writes
 without a batch; int8 weights and activations (ranges of one random batch; not for MiniLM).
 Medians of process CPU time on one thread, all forms in turn in each round, because other programs
 ran on the machine. MiniLM's cosine is that of its mean-pooled output and the dense network's.
@@ -111,6 +112,9 @@ def files_of(model: nn.Module, example: Tensor, folder: Path, grids: bool) -> di
         small, levels = rounded(model, bits)
         path = folder / f"{bits}.onnx"
         files[f"MatMulNBits {bits} bit"] = export_onnx(small, example, path, levels, batch=1)
+    small, levels = rounded(model, 7)
+    path = folder / "dynamic.onnx"
+    files["int8, inputs rounded as they come"] = export_onnx(small, example, path, levels, batch=64)
     small, levels = rounded(model, 8)
     files["int8 weights"] = export_onnx(small, example, folder / "weights.onnx", levels)
     if grids:

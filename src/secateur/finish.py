@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur._version import __version__
-from secateur.artifact import nbits, onnx, packed
+from secateur.artifact import onnx, packed
 from secateur.artifact.export import Source, write_onnx
+from secateur.artifact.products import with_products
 from secateur.channels import widths
 from secateur.codec import Quantized
 from secateur.engine.evaluate import mean_score, outputs
@@ -193,8 +194,8 @@ def finish(
         notes = {**task.metadata, CLASSES: json.dumps(list(task.classes))}
         write_onnx(Source(model, task.example_input, levels, notes, batch), folder)
         runners["onnx"] = onnx.OnnxModel(folder / ONNX)
-        if nbits.chosen(batch):
-            runners[SIMULATED] = nbits.with_products(model, levels)[0]
+        if batch is not None:
+            runners[SIMULATED] = with_products(model, levels, batch)[0]
     logits = {name: outputs(runner, task.test) for name, runner in runners.items()}
     accuracy: dict[str, Any] = {
         name: float(task.score(*result).double().mean())

@@ -4,15 +4,14 @@ It reads a weight in blocks of neighbours along the reduction dimension, each wi
 on our levels has one scale, or one for each output, which its blocks share. With accuracy level 4,
 which is what makes it fast, ONNX Runtime rounds what a layer reads to int8 as well, by the largest
 magnitude in each block. So does the operator in torch, :func:`matmul_nbits`: the file computes what
-the network of :func:`with_products` does, and not to the last digits what it was exported from.
+a network of such layers does, and not to the last digits what it was exported from.
 
 Source: the operator's specification in ONNX Runtime, docs/ContribOperators.md.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from torch.nn import functional
 
 from secateur.artifact.foreign import operator
 from secateur.codec import Quantized
-from secateur.errors import ArtifactError
-from secateur.quantizers.attach import INPUT
 
 DOMAIN, OPERATOR = "com.microsoft", "MatMulNBits"
 WIDTHS = (2, 4, 8)
@@ -33,14 +30,6 @@ BLOCK, LEAST_BLOCK = 128, 16
 
 ACCURACY_LEVEL = 4
 """Products of int8. Without it weights become floats on every run, no faster than floats."""
-
-SMALL_BATCH = 8
-"""Samples of an inference up to which it is the form to choose (docs/export.md)."""
-
-
-def chosen(batch: int | None) -> bool:
-    """Say whether networks that are deployed for a batch size, if it is known, multiply so."""
-    return batch is not None and batch <= SMALL_BATCH
 
 
 def width_of(quantized: Quantized) -> int | None:
@@ -54,6 +43,11 @@ def width_of(quantized: Quantized) -> int | None:
         return None
     least, most = int(levels.min()), int(levels.max())
     return next((b for b in WIDTHS if -(2 ** (b - 1)) <= least and most < 2 ** (b - 1)), None)
+
+
+def bytes_of(quantized: Quantized, bits: int) -> int:
+    """Return what the packed weight and its scales take."""
+    return sum(tensor.nbytes for tensor in pack(quantized, bits))
 
 
 def pack(quantized: Quantized, bits: int) -> tuple[Tensor, Tensor]:
@@ -113,7 +107,7 @@ def _(
     return x.new_empty(*x.shape[:-1], outputs)
 
 
-class _Product(nn.Linear):
+class Product(nn.Linear):
     """A linear layer on a packed weight; its plain one is for code that asks about it."""
 
     weight_packed: Tensor
@@ -129,42 +123,13 @@ class _Product(nn.Linear):
         return made if self.bias is None else made + self.bias
 
 
-def with_products(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Module, int]:
-    """Return a copy of a network that computes with packed weights, and how many it has.
-
-    Layers that read through a grid keep their integers, and so do others than plain ``nn.Linear``.
-
-    Args:
-        model: a plain network.
-        quantized: levels of weights, by name of the tensor.
-    """
-    model = copy.deepcopy(model)
-    count = 0
-    for name, module in model.named_modules():
-        levels = quantized.get(f"{name}.weight" if name else "weight")
-        if levels is None or type(module) is not nn.Linear or hasattr(module, INPUT):
-            continue
-        bits = width_of(levels)
-        if bits is None:
-            continue
-        packed, scales = pack(levels, bits)
-        if packed.nbytes + scales.nbytes >= 4 * levels.levels.numel():
-            continue
-        module.register_buffer("weight_packed", packed)
-        module.register_buffer("weight_scales", scales)
-        module.bits = bits  # type: ignore[assignment]
-        module.__class__ = _Product
-        count += 1
-    return model, count
-
-
-def packed_names(model: nn.Module) -> set[str]:
-    """Return the names of the weights that a network of :func:`with_products` has packed."""
-    return {
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if isinstance(module, _Product)
-    }
+def equip(layer: nn.Linear, quantized: Quantized, bits: int) -> None:
+    """Let a layer compute on its levels."""
+    packed, scales = pack(quantized, bits)
+    layer.register_buffer("weight_packed", packed)
+    layer.register_buffer("weight_scales", scales)
+    layer.bits = bits  # type: ignore[assignment]
+    layer.__class__ = Product
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
@@ -179,13 +144,3 @@ def translations() -> dict[Any, Callable[..., Any]]:
         return product(x, packed, scales, **given)
 
     return {torch.ops.secateur.matmul_nbits.default: write}
-
-
-def check_products(graph: Any, weights: int) -> None:
-    """Raise ArtifactError unless an exported graph multiplies with so many packed weights."""
-    found = {node.inputs[1].name for node in graph if node.op_type == OPERATOR}
-    if len(found) != weights:
-        raise ArtifactError(
-            f"onnx: {len(found)} of {weights} packed weights are in the exported graph.\n"
-            "A layer's forward() was not called; export without a batch size."
-        )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.artifact import nbits
+from secateur.artifact import products
 from secateur.artifact.integers import check_integers, translations, with_integers
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
@@ -49,9 +49,9 @@ def export_onnx(
         path: the file to write; its folder is created.
         quantized: levels of its weights, by name (``packed.unpack`` tells them): where int8 holds
             them, the file has integers and scales instead of floats.
-        batch: samples of an inference as it is deployed. Up to 8, linear layers with levels and no
-            grid of activations compute on 2, 4 or 8 bits (:mod:`secateur.artifact.nbits`): faster,
-            and with what they read rounded to int8. The file takes other batches, too.
+        batch: samples of an inference as it is deployed, if linear layers that have levels but
+            read floats may round these to bytes, too: that makes them fast, in a form that depends
+            on the batch (:mod:`secateur.artifact.products`). The file takes other batches as well.
         metadata: text that the file carries, such as how its inputs were normalized.
 
     Raises:
@@ -61,18 +61,17 @@ def export_onnx(
     """
     require("onnx", "onnxscript")
     path, given = Path(path), quantized or {}
-    packed = 0
+    done: set[str] = set()
     tensors = (*model.parameters(), *model.buffers())
     floats = sum(tensor.nbytes for tensor in tensors)
-    if nbits.chosen(batch):
-        model, packed = nbits.with_products(model, given)
-        done = nbits.packed_names(model)
+    if batch is not None:
+        model, done = products.with_products(model, given, batch)
         given = {name: levels for name, levels in given.items() if name not in done}
     exported, integers = with_integers(model, given)
-    program = to_program(exported, example_input, translations() | nbits.translations())
+    program = to_program(exported, example_input, translations() | products.translations())
     check_integers(program.model.graph, integers)
-    nbits.check_products(program.model.graph, packed)
-    if integers + packed:
+    products.check_products(program.model.graph, len(done))
+    if integers or done:
         _check_smaller(program.model.graph, floats)
     write_program(program, path, metadata)
     return path

@@ -85,7 +85,7 @@ def bench(
         "secateur export runs/demo --out deploy",
         "secateur export runs/demo --out deploy --batch 1",
         "secateur export model.secateur --format qonnx --out fpga",
-        "secateur export runs/bert --format compressed-tensors --out vllm --trust",
+        "secateur export runs/vit --format compressed-tensors --out vllm --trust",
     )
 )
 def export(
@@ -101,8 +101,8 @@ def export(
     batch: Annotated[
         int | None,
         typer.Option(
-            help="onnx: samples of an inference. Up to 8, linear layers compute on 2, 4 or 8 bits, "
-            "which is faster and rounds what they read.",
+            help="onnx: samples of an inference, if linear layers with levels that read floats may "
+            "round these to bytes, which makes them several times faster.",
             show_default=False,
             min=1,
         ),

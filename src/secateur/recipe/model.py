@@ -49,7 +49,7 @@ class Export(Section):
     batch: int | None = Field(
         None,
         ge=1,
-        description="samples of an inference; up to 8, linear layers run on few bits",
+        description="samples of an inference, if linear layers may round what they read",
     )
 
 

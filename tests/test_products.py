@@ -1,4 +1,4 @@
-"""Linear weights at 2, 4 and 8 bits in ONNX, against the operator's specification and runtimes."""
+"""Linear layers on integers in ONNX, against the operators' specifications and runtimes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import nn
 
 import secateur as sc
 from secateur import data
-from secateur.artifact import nbits
+from secateur.artifact import dynamic, nbits
 from secateur.artifact.onnx import OnnxModel, export_onnx
+from secateur.artifact.products import with_products
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError
 from secateur.measure import RUNTIMES
@@ -93,8 +94,8 @@ def test_runtimes_compute_it(bits: int, more: tuple[int, ...], tmp_path: Path) -
     model = network()[0]
     quantized = quantize(model, SETS[bits])
     path = export_onnx(model, torch.randn(1, *more, 150), tmp_path / "m.onnx", quantized, batch=8)
-    simulated, count = nbits.with_products(model, quantized)
-    assert count == 1
+    simulated, done = with_products(model, quantized, 8)
+    assert done == {"weight"}
     for batch in (1, 9):
         rows = torch.randn(batch, *more, 150)
         with torch.no_grad():
@@ -146,17 +147,64 @@ def test_which_bits_hold_which_set(target: Levels, bits: int | None) -> None:
     assert nbits.width_of(target.quantized(weight * half)) == bits
 
 
-def test_what_stays_as_it_was(tmp_path: Path) -> None:
-    """Layers that read integers, convolutions, what would not get smaller; all in large batches."""
+def test_what_stays_as_it_was() -> None:
+    """Layers that read integers, convolutions, what would not get smaller."""
     model = nn.Sequential(nn.Conv2d(3, 30, 3), nn.Flatten(), nn.Linear(30, 40), nn.Linear(40, 2))
     quantized = quantize(model, SETS[8])
-    assert nbits.with_products(model, quantized)[1] == 2
-    assert nbits.with_products(regrid(model, ";;u255"), quantized)[1] == 1
+    assert with_products(model, quantized, 1)[1] == {"2.weight", "3.weight"}
+    assert with_products(regrid(model, ";;u255"), quantized, 1)[1] == {"2.weight"}
     tiny = nn.Sequential(nn.Linear(2, 2))
-    assert nbits.with_products(tiny, quantize(tiny, SETS[8]))[1] == 0
-    example = torch.zeros(1, 3, 3, 3)
-    path = export_onnx(regrid(model, ""), example, tmp_path / "m", quantized, batch=9)
-    assert not weights_of(path)
+    assert not with_products(tiny, quantize(tiny, SETS[8]), 1)[1]
+
+
+@pytest.mark.parametrize("more", [(), (5,)])
+def test_large_batches_are_products_of_bytes(more: tuple[int, ...], tmp_path: Path) -> None:
+    model = network()
+    quantized = quantize(model, ChannelLevels(4, zero=True))
+    example = torch.randn(1, *more, 150)
+    path = export_onnx(model, example, tmp_path / "m.onnx", quantized, batch=64)
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert operators.count("MatMulInteger") == operators.count("DynamicQuantizeLinear") == 2
+    tensors = [onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
+    for levels in quantized.values():
+        assert any(np.array_equal(each, levels.levels.T) for each in tensors)
+    simulated, done = with_products(model, quantized, 64)
+    assert done == set(quantized)
+    rows = torch.randn(64, *more, 150)
+    with torch.no_grad():
+        exact, expected = model(rows), simulated(rows)
+    largest = float(exact.abs().max())
+    assert float((expected - exact).abs().max()) < 0.03 * largest
+    for name, tolerance in (("onnxruntime", 2e-3), ("openvino", 2e-3)):
+        pytest.importorskip(name)
+        (found,) = RUNTIMES[name].prepare(path, {"input": rows.numpy()}, threads=1)()
+        assert float((torch.tensor(found) - expected).abs().max()) <= tolerance * largest, name
+
+
+def test_levels_that_saturate_are_packed_in_large_batches_too() -> None:
+    model = network()
+    quantized = quantize(model, SETS[8])
+    assert with_products(model, quantized, 64)[1] == set(quantized)
+    assert isinstance(with_products(model, quantized, 64)[0][0], nbits.Product)
+
+
+def test_bytes_as_onnx_defines_them() -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    x = torch.randn(20, 30, generator=torch.Generator().manual_seed(0)) + 0.3
+    levels = torch.randint(-63, 64, (30, 8), generator=torch.Generator().manual_seed(1)).to(
+        torch.int8
+    )
+    node = onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "scale", "zero"])
+    made = [onnx.helper.make_empty_tensor_value_info(name) for name in ("y", "scale", "zero")]
+    given = [onnx.helper.make_tensor_value_info("x", 1, [20, 30])]
+    graph = onnx.helper.make_graph([node], "g", given, made)
+    integers, step, zero = ReferenceEvaluator(onnx.helper.make_model(graph)).run(
+        None, {"x": x.numpy()}
+    )
+    expected = (integers.astype(int) - int(zero)) @ levels.numpy().astype(int) * (step * 0.5)
+    found = dynamic.matmul_dynamic(x, levels, torch.tensor(0.5))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 class Functional(nn.Module):
@@ -173,7 +221,7 @@ class Functional(nn.Module):
 def test_a_weight_that_would_be_floats_is_refused(tmp_path: Path) -> None:
     model = Functional()
     quantized = quantize(model, SETS[4])
-    with pytest.raises(ArtifactError, match="0 of 1 packed weights"):
+    with pytest.raises(ArtifactError, match="0 of 1 linear weights"):
         export_onnx(model, torch.zeros(1, 150), tmp_path / "m", quantized, batch=1)
     assert not (tmp_path / "m").exists()
 
