@@ -6,9 +6,9 @@
 Two networks: four linear layers of 2048 x 2048 with random weights, and all-MiniLM-L6-v2 with its
 published weights on passages of 32 tokens, embeddings apart. Weights are rounded to levels with
 one scale for each output, without training. Forms: float32; MatMulNBits with accuracy level 4,
-which ``export_onnx(..., batch=1)`` writes; int8 weights on 7 bits and inputs rounded as they come,
-which it writes beyond a batch of 8; int8 weights that are made floats again, which it writes
-without a batch; int8 weights and activations (ranges of one random batch; not for MiniLM).
+which ``export_onnx(..., batch=...)`` writes for up to 8 rows; int8 weights on 7 bits and inputs
+rounded as they come, which it writes for more; int8 weights that are made floats again, which it
+writes without a batch; int8 weights and activations (ranges of a random batch; not for MiniLM).
 Medians of process CPU time on one thread, all forms in turn in each round, because other programs
 ran on the machine. MiniLM's cosine is that of its mean-pooled output and the dense network's.
 Writes benchmarks/results/linear-bits.json.
@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from runs import RESULTS
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.artifact import products
 from secateur.artifact.onnx import INPUT_NAME, export_onnx
 from secateur.codec import Quantized
 from secateur.measure import RUNTIMES
@@ -111,7 +113,8 @@ def files_of(model: nn.Module, example: Tensor, folder: Path, grids: bool) -> di
     for bits in (8, 4, 2):
         small, levels = rounded(model, bits)
         path = folder / f"{bits}.onnx"
-        files[f"MatMulNBits {bits} bit"] = export_onnx(small, example, path, levels, batch=1)
+        with mock.patch.object(products, "FEW_ROWS", 1000):
+            files[f"MatMulNBits {bits} bit"] = export_onnx(small, example, path, levels, batch=1)
     small, levels = rounded(model, 7)
     path = folder / "dynamic.onnx"
     files["int8, inputs rounded as they come"] = export_onnx(small, example, path, levels, batch=64)

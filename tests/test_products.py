@@ -93,8 +93,8 @@ def test_the_file_holds_exactly_the_weights(bits: int, tmp_path: Path) -> None:
 def test_runtimes_compute_it(bits: int, more: tuple[int, ...], tmp_path: Path) -> None:
     model = network()[0]
     quantized = quantize(model, SETS[bits])
-    path = export_onnx(model, torch.randn(1, *more, 150), tmp_path / "m.onnx", quantized, batch=8)
-    simulated, done = with_products(model, quantized, 8)
+    path = export_onnx(model, torch.randn(1, *more, 150), tmp_path / "m.onnx", quantized, batch=1)
+    simulated, done = with_products(model, quantized, torch.zeros(1, *more, 150), 1)
     assert done == {"weight"}
     for batch in (1, 9):
         rows = torch.randn(batch, *more, 150)
@@ -151,24 +151,25 @@ def test_what_stays_as_it_was() -> None:
     """Layers that read integers, convolutions, what would not get smaller."""
     model = nn.Sequential(nn.Conv2d(3, 30, 3), nn.Flatten(), nn.Linear(30, 40), nn.Linear(40, 2))
     quantized = quantize(model, SETS[8])
-    assert with_products(model, quantized, 1)[1] == {"2.weight", "3.weight"}
-    assert with_products(regrid(model, ";;u255"), quantized, 1)[1] == {"2.weight"}
+    example = torch.zeros(1, 3, 3, 3)
+    assert with_products(model, quantized, example, 1)[1] == {"2.weight", "3.weight"}
+    assert with_products(regrid(model, ";;u255"), quantized, example, 1)[1] == {"2.weight"}
     tiny = nn.Sequential(nn.Linear(2, 2))
-    assert not with_products(tiny, quantize(tiny, SETS[8]), 1)[1]
+    assert not with_products(tiny, quantize(tiny, SETS[8]), torch.zeros(1, 2), 1)[1]
 
 
-@pytest.mark.parametrize("more", [(), (5,)])
-def test_large_batches_are_products_of_bytes(more: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("more", "batch"), [((), 9), ((9,), 1)])
+def test_many_rows_are_products_of_bytes(more: tuple[int, ...], batch: int, tmp_path: Path) -> None:
     model = network()
     quantized = quantize(model, ChannelLevels(4, zero=True))
     example = torch.randn(1, *more, 150)
-    path = export_onnx(model, example, tmp_path / "m.onnx", quantized, batch=64)
+    path = export_onnx(model, example, tmp_path / "m.onnx", quantized, batch)
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert operators.count("MatMulInteger") == operators.count("DynamicQuantizeLinear") == 2
     tensors = [onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
     for levels in quantized.values():
         assert any(np.array_equal(each, levels.levels.T) for each in tensors)
-    simulated, done = with_products(model, quantized, 64)
+    simulated, done = with_products(model, quantized, example, batch)
     assert done == set(quantized)
     rows = torch.randn(64, *more, 150)
     with torch.no_grad():
@@ -184,8 +185,9 @@ def test_large_batches_are_products_of_bytes(more: tuple[int, ...], tmp_path: Pa
 def test_levels_that_saturate_are_packed_in_large_batches_too() -> None:
     model = network()
     quantized = quantize(model, SETS[8])
-    assert with_products(model, quantized, 64)[1] == set(quantized)
-    assert isinstance(with_products(model, quantized, 64)[0][0], nbits.Product)
+    assert set(quantized) == with_products(model, quantized, torch.zeros(1, 150), 64)[1]
+    found, _ = with_products(model, quantized, torch.zeros(1, 150), 64)
+    assert isinstance(found[0], nbits.Product)
 
 
 def test_bytes_as_onnx_defines_them() -> None:

@@ -195,7 +195,7 @@ def finish(
         write_onnx(Source(model, task.example_input, levels, notes, batch), folder)
         runners["onnx"] = onnx.OnnxModel(folder / ONNX)
         if batch is not None:
-            runners[SIMULATED] = with_products(model, levels, batch)[0]
+            runners[SIMULATED] = with_products(model, levels, task.example_input, batch)[0]
     logits = {name: outputs(runner, task.test) for name, runner in runners.items()}
     accuracy: dict[str, Any] = {
         name: float(task.score(*result).double().mean())

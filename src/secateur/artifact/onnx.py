@@ -65,7 +65,7 @@ def export_onnx(
     tensors = (*model.parameters(), *model.buffers())
     floats = sum(tensor.nbytes for tensor in tensors)
     if batch is not None:
-        model, done = products.with_products(model, given, batch)
+        model, done = products.with_products(model, given, example_input, batch)
         given = {name: levels for name, levels in given.items() if name not in done}
     exported, integers = with_integers(model, given)
     program = to_program(exported, example_input, translations() | products.translations())
