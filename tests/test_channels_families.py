@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from families import lively, masked_outputs
+from secateur.artifact.onnx import INPUT_NAME, export_onnx
 from secateur.channels import shrink_to
-from secateur.channels.surgery import CONVOLUTIONS, Kept
+from secateur.measure import RUNTIMES
 
 models = pytest.importorskip("torchvision.models")
 
@@ -64,50 +66,12 @@ WHOLE = {
 shuffling mixes until every channel of a stage depends on every other."""
 
 
-SLOW = ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_", "uniform_")
-"""Initializations that would only be overwritten."""
-
-
-def lively(builder: Any, **arguments: Any) -> nn.Module:
-    """Build a network whose weights, scales and statistics are all random."""
-    generator = torch.Generator().manual_seed(0)
-    with mock.patch.multiple("torch.nn.init", **dict.fromkeys(SLOW, mock.DEFAULT)):
-        model: nn.Module = builder(num_classes=10, **arguments)
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-            tensor.uniform_(0.5, 1.5, generator=generator)
-        elif tensor.is_floating_point():
-            reach = math.sqrt(3 / tensor[0].numel()) if tensor.ndim > 1 else 0.2
-            tensor.uniform_(-reach, reach, generator=generator)
-    return model.eval()
-
-
-def masked_outputs(model: nn.Module, kept: Kept, images: Tensor) -> Tensor:
-    """Run the whole network with zeros for every removed channel wherever a layer reads it."""
-
-    def masking(indices: list[int], dim: int) -> Any:
-        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
-            mask = torch.zeros(given[0].shape[dim])
-            mask[indices] = 1
-            return given[0] * mask.view(-1, *[1] * (given[0].ndim - 1 - dim % given[0].ndim))
-
-        return hook
-
-    handles = []
-    for name, entry in kept.items():
-        if "in" in entry:
-            module = model.get_submodule(name)
-            dim = 1 if isinstance(module, CONVOLUTIONS) else -1
-            handles.append(module.register_forward_pre_hook(masking(entry["in"], dim)))
-    with torch.no_grad():
-        outputs: Tensor = model(images)
-    for handle in handles:
-        handle.remove()
-    return outputs
+EXPORTED = ("alexnet", "resnext50", "shufflenet_v2_x1_0", "vit")
+"""A chain, groups, shuffling, attention; ``benchmarks/families.py`` exports them all."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_families_without_30_percent_of_their_channels(name: str) -> None:
+def test_families_without_30_percent_of_their_channels(name: str, tmp_path: Path) -> None:
     builder, size, arguments = FAMILIES[name]
     model = lively(builder, **arguments)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -129,6 +93,12 @@ def test_families_without_30_percent_of_their_channels(name: str) -> None:
         if layer.endswith(("mlp.0", "block.3")) and isinstance(module, nn.Linear):
             hidden = small.model.get_submodule(layer).out_features
             assert hidden == round(0.7 * module.out_features), "hidden channels of perceptrons go"
+    if name in EXPORTED:
+        path = export_onnx(small.model, images, tmp_path / "small.onnx")
+        for runtime in RUNTIMES.values():
+            pytest.importorskip(runtime.package)
+            (ran,) = runtime.prepare(path, {INPUT_NAME: images.numpy()}, threads=1)()
+            assert np.abs(ran - found.numpy()).max() <= 1e-4 * largest, runtime.title
 
 
 @pytest.mark.parametrize("multiple", [4, 8])

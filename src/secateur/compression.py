@@ -253,6 +253,7 @@ def build_task(recipe: Recipe) -> Task:
         reference=recipe.model,
         arguments=recipe.model_args,
         metadata=_described(shape, splits.normalization or {}),
+        classes=splits.classes,
     )
 
 

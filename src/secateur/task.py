@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Task:
             then loads by name.
         arguments: keyword arguments for ``reference``.
         metadata: further text that the packed file carries, such as the input normalization.
+        classes: names of the classes by label, for ``model.onnx``; empty when unknown.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class Task:
     reference: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
     @property
     def example_input(self) -> Tensor:

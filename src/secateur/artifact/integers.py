@@ -134,7 +134,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
         return op.Constant(value=numpy_helper.from_array(np.array(value, kind)))
 
     def write_dequantize(levels: Any, scale: Any) -> Any:
-        return op.DequantizeLinear(levels, scale, axis=0)
+        # ONNX Runtime multiplies integers in a Gemm only where the zero points are written out
+        zeros = numpy_helper.from_array(np.zeros([int(n) for n in scale.shape], np.int8))
+        return op.DequantizeLinear(levels, scale, op.Constant(value=zeros), axis=0)
 
     def write_on_grid(x: Any, step: Any, least: int, most: int) -> Any:
         kind = np.int8 if least else np.uint8

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.artifact import products
 from secateur.artifact.integers import check_integers, translations, with_integers
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
@@ -32,6 +33,8 @@ def export_onnx(
     example_input: Tensor | tuple[Tensor, ...],
     path: Path,
     quantized: Mapping[str, Quantized] | None = None,
+    batch: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``model`` in evaluation mode as one ONNX file for any batch size.
 
@@ -46,21 +49,56 @@ def export_onnx(
         path: the file to write; its folder is created.
         quantized: levels of its weights, by name (``packed.unpack`` tells them): where int8 holds
             them, the file has integers and scales instead of floats.
+        batch: samples of an inference as it is deployed, if linear layers that have levels but
+            read floats may round these to bytes, too: that makes them fast, in a form that depends
+            on the batch (:mod:`secateur.artifact.products`). The file takes other batches as well.
+        metadata: text that the file carries, such as how its inputs were normalized.
 
     Raises:
         MissingDependencyError: the extra ``onnx`` is not installed.
         SecateurError: the exporter cannot express the model.
+        ArtifactError: it did not write the integers, or the file did not become smaller.
     """
     require("onnx", "onnxscript")
-    path = Path(path)
+    path, given = Path(path), quantized or {}
+    done: set[str] = set()
+    tensors = (*model.parameters(), *model.buffers())
+    floats = sum(tensor.nbytes for tensor in tensors)
+    if batch is not None:
+        model, done = products.with_products(model, given, example_input, batch)
+        given = {name: levels for name, levels in given.items() if name not in done}
+    exported, integers = with_integers(model, given)
+    program = to_program(exported, example_input, translations() | products.translations())
+    check_integers(program.model.graph, integers)
+    products.check_products(program.model.graph, len(done))
+    if integers or done:
+        _check_smaller(program.model.graph, floats)
+    write_program(program, path, metadata)
+    return path
+
+
+def to_program(
+    model: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    table: Mapping[Any, Callable[..., Any]],
+) -> Any:
+    """Return a network as torch's exporter writes it, for any batch size.
+
+    Args:
+        model: put in evaluation mode.
+        example_input: as :func:`export_onnx` takes it.
+        table: what the exporter writes for operators of our own.
+
+    Raises:
+        SecateurError: the exporter cannot express the model.
+    """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     names = [INPUT_NAME] if len(inputs) == 1 else [f"{INPUT_NAME}_{i}" for i in range(len(inputs))]
-    batch = torch.export.Dim("batch")
-    exported, integers = with_integers(model, quantized or {})
+    samples = torch.export.Dim("batch")
     try:
         with _quiet():
             program = torch.onnx.export(
-                exported.eval(),
+                model.eval(),
                 # a batch of 1 would be taken for a constant
                 tuple(torch.cat([value[:1], value[:1]]) for value in inputs),
                 dynamo=True,
@@ -68,8 +106,8 @@ def export_onnx(
                 opset_version=OPSET,
                 input_names=names,
                 output_names=[OUTPUT_NAME],
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
-                custom_translation_table=translations(),
+                dynamic_shapes=tuple({0: samples} for _ in inputs),
+                custom_translation_table=dict(table),
             )
     except Exception as error:  # the exporter passes on whatever its many stages raise
         cause: BaseException = error
@@ -86,11 +124,25 @@ def export_onnx(
             f"onnx: {type(model).__name__} returns {len(program.model.graph.outputs)} tensors.\n"
             "Wrap it in a module that returns the one tensor you deploy."
         )
-    check_integers(program.model.graph, integers)
+    return program
+
+
+def write_program(program: Any, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write what :func:`to_program` returned, for runtimes of the last years."""
     _strip(program.model)
+    program.model.metadata_props.update(metadata or {})
     program.model.ir_version = IR_VERSION
     _save(program, path)
-    return path
+
+
+def _check_smaller(graph: Any, floats: int) -> None:
+    """Raise ArtifactError unless what a graph stores takes fewer bytes than a network does."""
+    stored = sum(value.const_value.nbytes for value in graph.initializers.values())
+    if stored >= floats:
+        raise ArtifactError(
+            f"onnx: {stored} bytes of numbers with integers are not less than {floats} of floats.\n"
+            "The exporter left floats beside them; please report this as a bug."
+        )
 
 
 def _strip(model: Any) -> None:

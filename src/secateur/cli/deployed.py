@@ -1,12 +1,21 @@
-"""Commands about networks in the runtimes of this machine: ``bench``."""
+"""Commands about networks in runtimes: ``export`` for them, ``bench`` in those of this machine."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from secateur.cli.shared import TARGET_HELP, AsJson, InputShape, Trust, examples, print_json
+from secateur.cli.shared import (
+    TARGET_HELP,
+    AsJson,
+    InputShape,
+    Target,
+    Trust,
+    examples,
+    print_json,
+)
 
 app = typer.Typer()
 
@@ -44,7 +53,6 @@ def bench(
 ) -> None:
     """Time a network beside the dense one in the runtimes of this machine."""
     import tempfile
-    from pathlib import Path
 
     from secateur import measure
     from secateur.cli.tables import console
@@ -70,3 +78,49 @@ def bench(
         print_json(found.to_dict())
     else:
         console().print(bench_table(found, target, against))
+
+
+@app.command(
+    epilog=examples(
+        "secateur export runs/demo --out deploy",
+        "secateur export runs/demo --out deploy --batch 1",
+        "secateur export model.secateur --format qonnx --out fpga",
+        "secateur export runs/vit --format compressed-tensors --out vllm --trust",
+    )
+)
+def export(
+    target: Target,
+    out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="onnx: ONNX Runtime, OpenVINO and others. qonnx: FPGA flows, any number of bits. "
+            "compressed-tensors: vLLM and transformers, linear layers."
+        ),
+    ] = "onnx",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="onnx: samples of an inference, if linear layers with levels that read floats may "
+            "round these to bytes, which makes them several times faster.",
+            show_default=False,
+            min=1,
+        ),
+    ] = None,
+    input_shape: InputShape = None,
+    trust: Trust = False,
+) -> None:
+    """Write a network for others to run, with the integers that it has.
+
+    The folder of onnx needs nothing of secateur: python deploy/predict.py images.npy runs it where
+    only numpy and onnxruntime are.
+    """
+    from secateur.artifact.export import Source, export
+    from secateur.cli.target import open_target
+    from secateur.report.numbers import size
+
+    opened = open_target(target, trust)
+    notes = opened.header.metadata if opened.header else {}
+    source = Source(opened.model, opened.example(input_shape), opened.quantized, notes, batch)
+    for path in export(source, format, out):
+        typer.echo(f"{path}  {size(path.stat().st_size)}")

@@ -174,7 +174,7 @@ def onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:
     if given.suffix == ".onnx" and given.is_file():
         return given
     opened = open_target(target, trust)
-    return export_onnx(opened.model, opened.example(shape), path)
+    return export_onnx(opened.model, opened.example(shape), path, opened.quantized)
 
 
 def dense_onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:

@@ -46,6 +46,11 @@ class Export(Section):
     """What is written beside the packed file."""
 
     onnx: bool = Field(True, description="whether to write model.onnx")
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description="samples of an inference, if linear layers may round what they read",
+    )
 
 
 class Head(Section):

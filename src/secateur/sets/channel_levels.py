@@ -21,16 +21,21 @@ class ChannelLevels(Levels):
     def __str__(self) -> str:
         return f"{super().__str__()} by channel"
 
+    @property
+    def each(self) -> Levels:
+        """The levels of one channel."""
+        return Levels(self.bits, self.zero, self.spacing)
+
     def _project(self, weight: Tensor, metric: Tensor | None) -> Tensor:
-        return torch.stack([super(ChannelLevels, self)._project(row, None) for row in weight])
+        return torch.stack([self.each.project(row) for row in weight])
 
     def contains(self, weight: Tensor) -> bool:
         """Say whether one scale for each channel puts every element on a level."""
-        return all(super(ChannelLevels, self).contains(row) for row in weight)
+        return all(self.each.contains(row) for row in weight)
 
     def quantized(self, weight: Tensor) -> Quantized:
         """Return a member as integer levels times scales; zeros become level 0."""
-        rows = [super(ChannelLevels, self).quantized(row) for row in weight]
+        rows = [self.each.quantized(row) for row in weight]
         scales = tuple(row.scale for row in rows if isinstance(row.scale, float))
         levels = torch.stack([row.levels for row in rows])
         return Quantized(levels, scales, self.bits, self.zero, self.spacing)

@@ -1,0 +1,53 @@
+"""Random networks of torchvision, and what they compute with channels masked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from secateur.channels.surgery import CONVOLUTIONS, Kept
+
+SLOW = ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_", "uniform_")
+"""Initializations that would only be overwritten."""
+
+
+def lively(builder: Any, **arguments: Any) -> nn.Module:
+    """Build a network whose weights, scales and statistics are all random."""
+    generator = torch.Generator().manual_seed(0)
+    with mock.patch.multiple("torch.nn.init", **dict.fromkeys(SLOW, mock.DEFAULT)):
+        model: nn.Module = builder(num_classes=10, **arguments)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        elif tensor.is_floating_point():
+            reach = math.sqrt(3 / tensor[0].numel()) if tensor.ndim > 1 else 0.2
+            tensor.uniform_(-reach, reach, generator=generator)
+    return model.eval()
+
+
+def masked_outputs(model: nn.Module, kept: Kept, images: Tensor) -> Tensor:
+    """Run the whole network with zeros for every removed channel wherever a layer reads it."""
+
+    def masking(indices: list[int], dim: int) -> Any:
+        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+            mask = torch.zeros(given[0].shape[dim])
+            mask[indices] = 1
+            return given[0] * mask.view(-1, *[1] * (given[0].ndim - 1 - dim % given[0].ndim))
+
+        return hook
+
+    handles = []
+    for name, entry in kept.items():
+        if "in" in entry:
+            module = model.get_submodule(name)
+            dim = 1 if isinstance(module, CONVOLUTIONS) else -1
+            handles.append(module.register_forward_pre_hook(masking(entry["in"], dim)))
+    with torch.no_grad():
+        outputs: Tensor = model(images)
+    for handle in handles:
+        handle.remove()
+    return outputs
