@@ -131,6 +131,7 @@ def test_the_command_writes_every_format(finished: sc.Result, tmp_path: Path) ->
     again = onnx.load(tmp_path / "onnx" / "model.onnx")
     notes = {each.key: each.value for each in again.metadata_props}
     assert notes["input"] == "1x1x28x28"
+    assert json.loads(notes["classes"]) == list(data.load("digits").classes)
     few = ["export", str(finished.folder), "--out", str(tmp_path / "few"), "--batch", "1"]
     assert invoke(cli.app, few).exit_code == 0
     model = onnx.load(tmp_path / "few" / "model.onnx")
@@ -204,9 +205,9 @@ def test_qonnx_says_every_width_and_computes_the_same(tmp_path: Path) -> None:
     assert sorted(widths["Quant"]) == [2, 4, 4, 4, 4, 5, 8]
     assert len(widths["BipolarQuant"]) == 1
     assert sum(node.op_type == "Clip" for node in proto.graph.node) == 1, "levels to 11 in 4 bits"
-    for levels in quantized.values():
-        weight = levels.weight(torch.float32).numpy()
-        assert any(np.array_equal(each, weight) for each in tensors.values())
+    for name, levels in quantized.items():
+        np.testing.assert_array_equal(tensors[name], levels.weight(torch.float32).numpy())
+        assert f"{name}_scale" in tensors
 
 
 def test_qonnx_reads_it(tmp_path: Path) -> None:

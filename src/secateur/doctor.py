@@ -34,6 +34,7 @@ OPTIONAL = {
     "ray": 'pip install "secateur[compare]"',
     "scipy": 'pip install "secateur[measure]"',
     "openvino": 'pip install "secateur[openvino]"',
+    "compressed-tensors": 'pip install "secateur[compressed-tensors]"',
     "zeus": 'pip install "secateur[energy]"',
 }
 """Packages that a feature may need, with the command that brings each."""

@@ -29,6 +29,9 @@ from secateur.quantizers.attach import INPUT
 DOMAIN = "qonnx.custom_op.general"
 OPERATORS = ("Quant", "BipolarQuant")
 
+NAMES = {"parametrizations.weight.original": "weight", "parametrizations.weight.0.": "weight_"}
+"""How tensors are called in the file, by what they are called while it is made."""
+
 
 def export_qonnx(
     model: nn.Module,
@@ -62,6 +65,9 @@ def export_qonnx(
             f"qonnx: {found} of {count} quantizers are in the exported graph.\n"
             "The exporter folded the others into floats; please report this as a bug."
         )
+    for value in list(program.model.graph.initializers.values()):
+        for ours, plain in NAMES.items():
+            value.name = value.name.replace(ours, plain)
     write_program(program, path)
     return path
 

@@ -116,11 +116,11 @@ def export(
     only numpy and onnxruntime are.
     """
     from secateur.artifact.export import Source, export
-    from secateur.cli.target import open_target
+    from secateur.cli.target import notes_of, open_target
     from secateur.report.numbers import size
 
     opened = open_target(target, trust)
-    notes = opened.header.metadata if opened.header else {}
-    source = Source(opened.model, opened.example(input_shape), opened.quantized, notes, batch)
+    notes, example = notes_of(target, opened), opened.example(input_shape)
+    source = Source(opened.model, example, opened.quantized, notes, batch)
     for path in export(source, format, out):
         typer.echo(f"{path}  {size(path.stat().st_size)}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.artifact.onnx import export_onnx
+from secateur.artifact.onnx import export_onnx, require
 from secateur.artifact.packed import Header, read_header, unpack
 from secateur.codec import Quantized
 from secateur.cost import FULL_BITS, bits_by_layer
@@ -193,3 +193,21 @@ def dense_onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> 
             "Name that network, or its ONNX file: --against dense.onnx"
         )
     return export_onnx(dense, opened.example(shape), path)
+
+
+def notes_of(target: str, opened: Target) -> dict[str, str]:
+    """Return what is known of a network's inputs and classes, for an ONNX file.
+
+    Args:
+        target: of which a run has an ONNX file with the names of its classes.
+        opened: of which a packed file knows the normalization.
+    """
+    notes = dict(opened.header.metadata) if opened.header else {}
+    path = Path(target) / ONNX
+    if path.is_file():
+        require("onnx")
+        import onnx
+
+        stored = onnx.load(path, load_external_data=False)
+        notes |= {each.key: each.value for each in stored.metadata_props}
+    return notes
