@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.artifact.fusion import fuse
 from secateur.artifact.integers import check_integers, translations, with_integers
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
@@ -87,6 +88,7 @@ def export_onnx(
             "Wrap it in a module that returns the one tensor you deploy."
         )
     check_integers(program.model.graph, integers)
+    fuse(program.model.graph)
     _strip(program.model)
     program.model.ir_version = IR_VERSION
     _save(program, path)

@@ -1,16 +1,16 @@
 """How far the grid of an activation reaches: chosen from a histogram of what a layer reads.
 
-Grids are symmetric, or start at 0 where nothing negative is read, so magnitudes say all. They are
-counted as they come, batch by batch, in bins whose width is a power of two; where a larger value
-comes, neighbouring bins are joined until it fits, so that neither the order nor the size of batches
-matters.
+Values are counted as they come, batch by batch, in bins whose width is a power of two; where a
+larger value comes, neighbouring bins are joined until it fits, so that neither the order nor the
+size of batches matters. A grid of b bits has 2^b levels at equal steps, 0 among them: from 0 where
+nothing negative is read, else from the smaller end of the range to the larger.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,105 +18,135 @@ from torch import Tensor
 from secateur.quantizers import FixedQuantizer
 
 BINS = 2**14
-"""Bins of a histogram; at least half of them are in use."""
-
-CANDIDATES, SMALLEST = 128, 1 / 32
-"""Ranges that are tried, in equal ratios, and the smallest as a share of the largest value."""
+"""Bins on each side of zero; at least half of those on the larger side are in use."""
 
 COARSE = 2**11
 """Bins that entropies are taken over: finer ones are too empty to compare distributions by."""
 
+CANDIDATES, SMALLEST = 128, 1 / 32
+"""Ends of a range that are tried, in equal ratios, and the smallest as a share of the outermost."""
+
+TURNS = (1, 0, 1)
+"""Which end of a range is searched while the other is held, in order."""
+
 Calibration = Literal["mse", "percentile", "entropy", "minmax"]
 """How a range is chosen."""
 
-CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
+Ends = tuple[float, float]
+"""Magnitudes of the smallest and the largest value of a range."""
 
 
 class Histogram:
-    """Counts magnitudes in equal bins from 0 to a power of two.
+    """Counts values in equal bins, on each side of zero.
 
     Attributes:
-        counts: float64, ``(BINS,)``, of values that are not 0: those are on every grid.
+        counts: float64, ``(2, BINS)``, of magnitudes of values below and above zero. Zeros do not
+            count: they are on every grid.
         top: end of the last bin; 0 while only zeros have come.
-        largest: magnitude.
-        signed: whether a value below zero has come.
+        outermost: magnitudes of the smallest and the largest value, 0 where there is none.
     """
 
     def __init__(self) -> None:
-        self.counts = torch.zeros(BINS, dtype=torch.float64)
-        self.top = self.largest = 0.0
-        self.signed = False
+        self.counts = torch.zeros(2, BINS, dtype=torch.float64)
+        self.top = 0.0
+        self.outermost: Ends = (0.0, 0.0)
 
     def add(self, values: Tensor) -> None:
         """Count one more batch, of any shape; what is not finite does not count."""
-        flat = values.detach().flatten().float()
+        flat = values.detach().flatten().double()
         flat = flat[flat.isfinite() & (flat != 0)]
         if not len(flat):
             return
-        self.signed = self.signed or bool((flat < 0).any())
-        magnitudes = flat.abs()
-        self.largest = max(self.largest, float(magnitudes.max()))
-        top = 2.0 ** math.ceil(math.log2(self.largest))
+        low, high = max(0.0, -float(flat.min())), max(0.0, float(flat.max()))
+        self.outermost = (max(low, self.outermost[0]), max(high, self.outermost[1]))
+        top = 2.0 ** math.ceil(math.log2(max(self.outermost)))
         while 0 < self.top < top:
-            self.counts = torch.cat([self.counts.view(-1, 2).sum(1), self.counts.new_zeros(BINS // 2)])
+            joined = self.counts.view(2, -1, 2).sum(2)
+            self.counts = torch.cat([joined, torch.zeros_like(joined)], 1)
             self.top *= 2
         self.top = top
-        bins = (magnitudes.double() * (BINS / top)).long().clamp_(max=BINS - 1)
-        self.counts += torch.bincount(bins, minlength=BINS).cpu()
-
-    @property
-    def centers(self) -> Tensor:
-        """The middle of each bin, float64."""
-        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * (self.top / BINS)
+        bins = (flat.abs() * (BINS / top)).long().clamp_(max=BINS - 1) + BINS * (flat > 0)
+        self.counts += torch.bincount(bins, minlength=2 * BINS).view(2, BINS).cpu()
 
     def grid(self, bits: int, how: Calibration, percentile: float) -> FixedQuantizer:
         """Return the grid of so many bits for what was counted.
 
         Args:
-            bits: 2 or more; the grid is signed if a value below zero has come.
+            bits: of a level.
             how: see :data:`RULES`.
-            percentile: share of the values that are not zero, in percent, that ``percentile`` keeps.
+            percentile: share of the values on each side of zero that ``percentile`` keeps, in
+                percent.
         """
-        most = 2 ** (bits - self.signed) - 1
-        limit = 1.0
-        if self.largest:
-            limit = kept(self, percentile) if how == "percentile" else RULES[how](self, most)
-        return FixedQuantizer(limit / most, most, self.signed)
+        if not self.top:
+            return FixedQuantizer(1.0, 0, 2**bits - 1)
+        ends = within(self, percentile) if how == "percentile" else RULES[how](self, bits)
+        step, least = steps(torch.tensor([ends], dtype=torch.float64), bits)
+        return FixedQuantizer(float(step), int(least), int(least) + 2**bits - 1)
 
 
-def kept(histogram: Histogram, percentile: float) -> float:
-    """Return the end of the bin below which so many percent of the values are."""
-    shares = histogram.counts.cumsum(0) / histogram.counts.sum()
-    last = int(torch.searchsorted(shares, percentile / 100))
-    return min((last + 1) * histogram.top / BINS, histogram.largest)
+def steps(ends: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return step and smallest level of grids of so many bits for ranges ``(..., 2)``."""
+    step = ends.sum(-1) / (2**bits - 1)
+    return step, -torch.round(ends[..., 0] / step)
 
 
-def largest(histogram: Histogram, most: int) -> float:
-    """Return the largest magnitude."""
-    return histogram.largest
+def outermost(histogram: Histogram, bits: int) -> Ends:
+    """Return the range of all values."""
+    return histogram.outermost
 
 
-def least_squares(histogram: Histogram, most: int) -> float:
-    """Return the range that moves values least, in the mean square."""
-    limits = _candidates(histogram)
-    values = histogram.centers[None]
-    steps = (limits / most)[:, None]
-    on_grid = torch.round(values / steps).clamp_(max=most) * steps
-    errors = (on_grid - values).square_() @ histogram.counts
-    return float(limits[errors.argmin()])
+def within(histogram: Histogram, percentile: float) -> Ends:
+    """Return the ends of the bins in which, on each side, so many percent of the values are."""
+    found = []
+    for counts, end in zip(histogram.counts, histogram.outermost, strict=True):
+        running = counts.cumsum(0)
+        place = int(torch.searchsorted(running, running[-1] * percentile / 100))
+        found.append(min((place + 1) * histogram.top / BINS, end))
+    return found[0], found[1]
 
 
-def least_divergence(histogram: Histogram, most: int) -> float:
-    """Return the range that keeps most of the distribution: the smallest KL divergence.
+def least_squares(histogram: Histogram, bits: int) -> Ends:
+    """Return the range whose grid moves values least, in the mean square.
 
-    As in TensorRT (Migacz, GTC 2017): P is the histogram, clipped, with what lies beyond in its last
-    bin; Q has the mass of each level spread evenly over the bins of P that round to it and are not
-    empty.
+    One end is searched while the other is held, in turn.
     """
-    counts = histogram.counts.view(COARSE, -1).sum(1)
-    width = histogram.top / COARSE
-    limits = _candidates(histogram)
-    return min(limits.tolist(), key=lambda each: divergence(counts, width, each, most))
+    used = histogram.counts > 0
+    middles = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (histogram.top / BINS)
+    values = torch.cat([-middles[used[0]], middles[used[1]]])
+    counts = histogram.counts[used]
+    exponents = torch.linspace(math.log2(SMALLEST), 0, CANDIDATES, dtype=torch.float64)
+    ends = torch.tensor(histogram.outermost, dtype=torch.float64)
+    tried = exponents.exp2()[:, None] * ends
+    for side in TURNS if bool(ends.all()) else (int(ends.argmax()),):
+        ranges = ends.repeat(CANDIDATES, 1)
+        ranges[:, side] = tried[:, side]
+        ends = ranges[_errors(values, counts, ranges, bits).argmin()]
+    return float(ends[0]), float(ends[1])
+
+
+def _errors(values: Tensor, counts: Tensor, ranges: Tensor, bits: int) -> Tensor:
+    """Return the summed squared error of values on the grid of each range."""
+    step, least = (each[:, None] for each in steps(ranges, bits))
+    levels = torch.round(values / step)
+    levels = torch.minimum(torch.maximum(levels, least), least + 2**bits - 1)
+    return (levels.mul_(step).sub_(values)).square_() @ counts
+
+
+def least_divergence(histogram: Histogram, bits: int) -> Ends:
+    """Return the range that keeps most of the distribution of magnitudes: the least KL divergence.
+
+    As TensorRT does (Migacz, GTC 2017): P is the histogram, clipped, with what lies beyond in its
+    last bin; Q has the mass of each level spread evenly over those bins of P that round to it and
+    are not empty. One limit holds for both sides.
+    """
+    counts = histogram.counts.sum(0).view(COARSE, -1).sum(1)
+    signed = histogram.outermost[0] > 0
+    exponents = torch.linspace(math.log2(SMALLEST), 0, CANDIDATES, dtype=torch.float64)
+    limits = (exponents.exp2() * max(histogram.outermost)).tolist()
+    width, most = histogram.top / COARSE, 2 ** (bits - signed) - 1
+    limit = min(limits, key=lambda each: divergence(counts, width, each, most))
+    low, high = histogram.outermost
+    return min(low, limit), min(high, limit)
 
 
 def divergence(counts: Tensor, width: float, limit: float, most: int) -> float:
@@ -129,27 +159,23 @@ def divergence(counts: Tensor, width: float, limit: float, most: int) -> float:
         most: the largest level.
     """
     end = min(len(counts), max(1, math.ceil(limit / width - 1e-9)))
-    clipped = counts[:end].clone()
-    inside = clipped.clone()
+    inside = counts[:end]
+    clipped = inside.clone()
     clipped[-1] += counts[end:].sum()
-    centers = (torch.arange(end, dtype=counts.dtype) + 0.5) * width
-    level = torch.round(centers * (most / limit)).clamp_(max=most).long()
+    middles = (torch.arange(end, dtype=counts.dtype) + 0.5) * width
+    level = torch.round(middles * (most / limit)).clamp_(max=most).long()
     used = (inside > 0).to(counts.dtype)
     mass, bins = (counts.new_zeros(most + 1).index_add_(0, level, each) for each in (inside, used))
-    spread = torch.where(inside > 0, (mass / bins.clamp_min(1))[level], 0.0)
-    p, q = clipped / clipped.sum(), spread / spread.sum().clamp_min(1e-300)
-    # a bin that only values from beyond are in has no mass in Q
-    return float(torch.where(p > 0, p * (p / q.clamp_min(1e-12)).log(), 0.0).sum())
+    spread = (mass / bins.clamp_min(1))[level] * used
+    p, q = clipped / clipped.sum(), spread / spread.sum().clamp_min(TINY)
+    return float((torch.special.xlogy(p, p) - torch.special.xlogy(p, q.clamp_min(TINY))).sum())
 
 
-def _candidates(histogram: Histogram) -> Tensor:
-    """Return ranges up to the largest value."""
-    exponents = torch.linspace(math.log2(SMALLEST), 0, CANDIDATES, dtype=torch.float64)
-    return exponents.exp2() * histogram.largest
+TINY = 1e-30
+"""Stands for the mass of a bin that only values from beyond the range are in."""
 
-
-RULES: dict[str, Callable[[Histogram, int], float]] = {
-    "minmax": largest,
+RULES: dict[str, Callable[[Histogram, int], Ends]] = {
+    "minmax": outermost,
     "mse": least_squares,
     "entropy": least_divergence,
 }
