@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from secateur import data
 from secateur.artifact import onnx
@@ -304,9 +303,7 @@ def _seen(task: Task, stage: Stage) -> Tensor:
     samples: int | None = getattr(stage.options, "samples", None)
     if samples is None:
         return task.example_input
-    some = data.first(task.train, samples)
-    inputs: Tensor = next(iter(DataLoader(some, samples, collate_fn=data.collate_fn(some))))[0]
-    return inputs
+    return data.inputs(task.train, samples)
 
 
 def _dense_segment(recipe: Recipe) -> Segment:

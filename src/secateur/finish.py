@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from secateur import data
 from secateur._version import __version__
 from secateur.artifact import onnx, packed
+from secateur.artifact.saturation import saturation
 from secateur.channels import widths
 from secateur.codec import Quantized
 from secateur.engine.evaluate import mean_score, outputs
@@ -41,6 +44,12 @@ DECODED_TOLERANCE = 1e-6
 
 ONNX_TOLERANCE = 1e-4
 """Largest logit difference of the ONNX network, relative to the largest logit."""
+
+SATURATION_SAMPLES = 500
+"""Test samples that integer arithmetic is checked on."""
+
+SATURATES = 2.0
+"""How far outputs may move in integers, in units of what quantizing moves them by."""
 
 ROUNDED_TOLERANCE, ROUNDED_SAMPLES, ROUNDED_AGREEMENT = 1e-3, 0.5, 0.999
 """The same where layers read through grids, for at least this share of the samples, and the share
@@ -193,6 +202,9 @@ def finish(
         "compressed": mean_score(task, task.validation),
     }
     parity = compare({name: result[0] for name, result in logits.items()}, bool(grids(model)))
+    notes = list(settled.notes)
+    if recipe.export.onnx and grids(model):
+        parity["saturation"] = _saturation(folder / ONNX, task.test, logits["dense"][0], notes)
     layers = gather.layers(
         dense, model, task.example_input, settled.rows, settled.sets, size.tensors
     )
@@ -213,9 +225,24 @@ def finish(
         **gather.modelled(dense, model, task.example_input, settled.quantized),
         "parity": parity,
         "layers": layers,
-        "notes": list(settled.notes),
+        "notes": notes,
         "history": trainer.history,
     }
+
+
+def _saturation(
+    path: Path, test: Dataset[Any], dense: Tensor, notes: list[str]
+) -> dict[str, float | None]:
+    """Return what integers of this machine do to an ONNX file's outputs; note it if it matters."""
+    inputs = data.inputs(test, SATURATION_SAMPLES)
+    found = saturation(path, inputs, dense[: len(inputs)])
+    assert found.noise is not None
+    if found.error > SATURATES * found.noise:
+        notes.append(
+            f"onnx: integers of this machine move outputs by {found.error:.2%}, quantizing as such "
+            f"by {found.noise:.2%}; with weights of 7 bits (profile: no_vnni) they should not"
+        )
+    return asdict(found)
 
 
 def _decoded(task: Task, dense: nn.Module, path: Path) -> nn.Module:

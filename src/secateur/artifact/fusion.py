@@ -2,9 +2,9 @@
 
 ONNX Runtime runs a layer in integers where dequantized input and weight go in, the bias is a
 dequantized int32 in steps of both, and what comes out of a convolution is quantized, with nothing
-but a ReLU between. Inputs must have the 256 levels of a byte: a Clip of fewer stands in the way. The exporter writes biases as floats, leaves BatchNorms behind convolutions,
-since it cannot fold into weights that are computed, and transposes between a weight and its
-product:
+but a ReLU between. Inputs must have the 256 levels of a byte: a Clip of fewer stands in the way.
+The exporter writes biases as floats, leaves BatchNorms behind convolutions, since it cannot fold
+into weights that are computed, and transposes between a weight and its product:
 
     DQ(levels, scale) -> Conv -> BatchNorm     becomes  DQ(levels, scale x s) -> Conv with a bias
     DQ(levels, scale) -> Transpose -> MatMul   becomes  DQ(levels transposed, scale) -> MatMul
@@ -147,7 +147,7 @@ def _initializer(graph: Any, name: str, array: Array) -> Any:
     import onnx_ir as ir
 
     tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape))
     value.dtype = tensor.dtype
     graph.initializers.pop(name, None)
     graph.register_initializer(value)

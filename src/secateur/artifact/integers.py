@@ -86,8 +86,8 @@ def fits(quantized: Quantized) -> bool:
 def rounds_finely(levels: Tensor) -> bool:
     """Say whether a bias may be rounded to a multiple of the product of both steps.
 
-    With input step d and weight step e, rounding inputs makes noise of variance (d e)^2 sum(k^2) / 12
-    in an output whose weights have levels k, rounding its bias (d e)^2 / 12 at most.
+    With input step d and weight step e, rounding inputs makes noise of variance
+    (d e)^2 sum(k^2) / 12 in an output whose weights have levels k, rounding its bias (d e)^2 / 12.
     """
     noise = levels.long().square().flatten(1).sum(1)
     return bool((noise[noise > 0] * FINE >= 1).all())

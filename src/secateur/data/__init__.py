@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.data.augment import Augmented
-from secateur.data.batches import augmented, collate_fn, fewer, first
+from secateur.data.batches import augmented, collate_fn, fewer, first, inputs
 from secateur.data.fetch import get
 from secateur.data.named import NAMED
 from secateur.data.splits import DataSplits, InMemory
@@ -27,6 +27,7 @@ __all__ = [
     "fewer",
     "first",
     "get",
+    "inputs",
     "load",
 ]
 

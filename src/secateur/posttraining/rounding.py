@@ -1,7 +1,7 @@
 """One layer's weights on integer levels with a scale for each output channel.
 
-Rounding to nearest is not what keeps outputs: an error in one column can make up for one in another.
-Scales are fixed first, each row's own; then the levels are found by the ADMM of
+Rounding to nearest is not what keeps outputs: an error in one column can make up for one in
+another. Scales are fixed first, each row's own; then the levels are found by the ADMM of
 :mod:`secateur.posttraining.quadratic`, whose projection is rounding here; then scales get their
 least-squares values; then levels are chosen one column at a time, given all others, for as long as
 that helps. Rows do not depend on each other, so each takes the better of this and the nearest
@@ -44,7 +44,7 @@ class RowGrid:
         return torch.round(weight / self.step).clamp_(-self.most, self.most)
 
     def project(self, weight: Tensor, metric: Tensor | None = None) -> Tensor:
-        """Return the nearest weights on the grid; each element is on its own, so metrics are idle."""
+        """Return the nearest weights on the grid, whatever the metric: each is on its own."""
         return self.levels(weight) * self.step
 
 

@@ -62,7 +62,7 @@ def reconstruct(
             means of the BatchNorms behind them, which take over what the mean of the inputs leaves.
         inputs: batches; a few hundred samples are enough. They are read several times.
         target: a set for every convolution and linear layer, met in each, or a plan by layer.
-        iterations: of ADMM for each layer.
+        iterations: of ADMM for each layer; 0 projects.
         rho: its penalty, relative to the energy of each column of inputs.
         damping: share of the mean energy that is added to all columns, against inputs so few that
             they leave directions out.
@@ -87,8 +87,11 @@ def reconstruct(
             for name in layers:
 
                 def solve(problem: Quadratic, target: ConstraintSet = sets[name]) -> Solution:
-                    found = reconstruct_layer(problem, target, iterations, rho)
-                    return found, target.project(problem.weight)
+                    plain = target.project(problem.weight)
+                    found = (
+                        reconstruct_layer(problem, target, iterations, rho) if iterations else plain
+                    )
+                    return found, plain
 
                 fits.append(fit(name, moments[name], solve, damping, means.get(name)))
     return fits

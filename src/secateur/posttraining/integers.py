@@ -17,7 +17,8 @@ from secateur.channels.trace import evaluating
 from secateur.codec import Quantized
 from secateur.doctor import Profile, int8_profile
 from secateur.errors import RecipeError
-from secateur.plan import Plan, build_plan
+from secateur.plan import Plan, Row, build_plan
+from secateur.posttraining.equalization import equalize as balance
 from secateur.posttraining.moments import columns
 from secateur.posttraining.quadratic import Quadratic
 from secateur.posttraining.quadratic import reconstruct as reconstruct_layer
@@ -67,6 +68,7 @@ def quantize(
     activation_bits: int = 8,
     calibration: Calibration = "mse",
     percentile: float = 99.99,
+    equalize: bool = False,
     bias_correction: bool = True,
     profile: Profile | None = None,
     iterations: int = 40,
@@ -85,7 +87,9 @@ def quantize(
             read.
         calibration: how ranges of activations are chosen: least squared error (``mse``), least KL
             divergence (``entropy``), a ``percentile`` of magnitudes, or the largest (``minmax``).
-        percentile: of the magnitudes that are not zero.
+        percentile: of the values on each side of zero.
+        equalize: whether ranges of channels are balanced between layers before
+            (:mod:`secateur.posttraining.equalization`); the model must take one tensor.
         bias_correction: whether biases make up for what quantizing does to the mean of outputs.
         profile: ``no_vnni`` keeps weights beside 8-bit activations within 7 bits, ``vnni`` takes
             them as they are asked for; by default what this machine needs (``doctor``).
@@ -94,17 +98,22 @@ def quantize(
         damping: likewise.
 
     Raises:
-        RecipeError: the model has no layer to plan, or a layer is planned without levels of at most
-            8 bits with zero.
+        RecipeError: there is no input, the model has no layer to plan, or a layer is planned
+            without levels of at most 8 bits with zero.
+        ChannelError: it cannot be traced, and is to be equalized.
         NonFiniteError: a weight holds NaN or infinity.
     """
     batches = list(inputs)
+    if not batches:
+        raise RecipeError("inputs: there are none; a few hundred samples are enough.")
     target = Levels(8, zero=True) if target is None else target
     plan = target if isinstance(target, Plan) else build_plan(model, target, scope="layer")
     plan = deployable(plan.fitted(model), activation_bits, profile or int8_profile())
     sets = plan.sets(_members(model, plan))
     for name in sets:  # grids of an earlier stage
         detach_input(model.get_submodule(name))
+    if equalize:
+        balance(model, _tensor(batches[0]))
     fits: list[Fit] = []
     quantized: dict[str, Quantized] = {}
     with evaluating(model):
@@ -145,6 +154,20 @@ def deployable(plan: Plan, activation_bits: int, profile: Profile) -> Plan:
         return replace(row, set=join(patterns, replace(levels, bits=SAFE_BITS)))
 
     return replace(plan, rows=tuple(narrowed(row) for row in plan.rows))
+
+
+def _tensor(batch: Batch) -> Tensor:
+    """Return the one tensor of a batch.
+
+    Raises:
+        RecipeError: it has several.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    raise RecipeError(
+        "equalize: it follows channels through models that take one tensor.\n"
+        "Remedy: leave it out, or wrap the model."
+    )
 
 
 def _members(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
