@@ -73,6 +73,11 @@ def load_dense(model: nn.Module, path: Path) -> None:
     if path.suffix == ".secateur":
         packed.load(path, model)
         return
+    if path.suffix != ".safetensors":
+        raise RecipeError(
+            f"weights: {path} is neither .safetensors nor .secateur; nothing else is read, as it "
+            "could run code.\nRemedy: safetensors.torch.save_model(model, 'weights.safetensors')."
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             regrid(model, (file.metadata() or {}).get(GRIDS, ""))

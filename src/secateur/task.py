@@ -37,6 +37,8 @@ class Task:
             then loads by name.
         arguments: keyword arguments for ``reference``.
         metadata: further text that the packed file carries, such as the input normalization.
+        labelled: whether the targets mean anything. If not, nothing can be trained, and they become
+            the classes that the dense network says.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Task:
     reference: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    labelled: bool = True
 
     @property
     def example_input(self) -> Tensor:

@@ -20,7 +20,15 @@ from secateur.methods.base import Phase, register
 from secateur.methods.retrain import RetrainedMethod, RetrainOptions
 from secateur.methods.support import FrozenSupport
 from secateur.outcome import Outcome
-from secateur.posttraining import Calibration, deployable, quantize, reconstruct
+from secateur.plan import Plan
+from secateur.posttraining import (
+    Calibration,
+    deployable,
+    quantize,
+    reconstruct,
+    require_int8,
+)
+from secateur.sets import ConstraintSet
 
 BATCH = 32
 """Inputs that run at a time."""
@@ -68,6 +76,19 @@ class PostTraining(RetrainedMethod):
     Options = PostTrainingOptions
     options: PostTrainingOptions
 
+    def __init__(self, target: ConstraintSet | Plan, *args: Any, **options: Any) -> None:
+        super().__init__(target, *args, **options)
+        if self.options.activation_bits is None:
+            return
+        if self.options.retrain_epochs:
+            raise RecipeError(
+                f"retrain_epochs: {self.options.retrain_epochs}, but with activation_bits nothing "
+                "is retrained.\nRemedy: leave it out, or train a quantized network by djpq."
+            )
+        for each in [row.set for row in target.rows] if isinstance(target, Plan) else [target]:
+            if each is not None:
+                require_int8(each)
+
     def attach(self, model: nn.Module) -> PostTraining:
         """Bind to a model; zeros that its planned weights already have may move.
 
@@ -83,11 +104,6 @@ class PostTraining(RetrainedMethod):
         self.plan = self.plan.within(self.weights)
         o = self.options
         if o.activation_bits is not None:
-            if o.retrain_epochs:
-                raise RecipeError(
-                    f"retrain_epochs: {o.retrain_epochs}, but with activation_bits nothing is "
-                    "retrained.\nRemedy: leave it out, or train a quantized network by djpq."
-                )
             profile = int8_profile() if o.profile == "machine" else o.profile
             self.plan = deployable(self.plan, o.activation_bits, profile)
         self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")

@@ -6,7 +6,7 @@ export_onnx(model, example_input, path, found.quantized)
 """
 
 from secateur.posttraining.equalization import equalize
-from secateur.posttraining.integers import Quantization, deployable, quantize
+from secateur.posttraining.integers import Quantization, deployable, quantize, require_int8
 from secateur.posttraining.ranges import Calibration
 from secateur.posttraining.sequence import Fit, reconstruct
 
@@ -18,4 +18,5 @@ __all__ = [
     "equalize",
     "quantize",
     "reconstruct",
+    "require_int8",
 ]

@@ -36,7 +36,7 @@ from secateur.posttraining.sequence import (
     watching,
 )
 from secateur.quantizers import attach_input, detach_input
-from secateur.sets import ConstraintSet, Levels, join
+from secateur.sets import ConstraintSet, Levels, Pattern, join
 
 INT8 = 127
 """Largest magnitude of a level that is deployed."""
@@ -143,17 +143,27 @@ def deployable(plan: Plan, activation_bits: int, profile: Profile) -> Plan:
     def narrowed(row: Row) -> Row:
         if row.set is None:
             return row
-        patterns, levels = row.set.split()
-        if levels is None or levels.magnitudes[-1] > INT8 or not (patterns or levels.zero):
-            raise RecipeError(
-                f"set: {row.layer} cannot be int8 as '{row.set}'.\n"
-                "Remedy: levels of at most 8 bits with zero: {set: levels, bits: 8, zero: true}."
-            )
+        patterns, levels = require_int8(row.set)
         if profile == "vnni" or activation_bits < 8 or levels.magnitudes[-1] < 2**SAFE_BITS // 2:
             return row
         return replace(row, set=join(patterns, replace(levels, bits=SAFE_BITS)))
 
     return replace(plan, rows=tuple(narrowed(row) for row in plan.rows))
+
+
+def require_int8(target: ConstraintSet) -> tuple[tuple[Pattern, ...], Levels]:
+    """Return the patterns and the levels of a set of weights that can be deployed in int8.
+
+    Raises:
+        RecipeError: it has no levels, or some that int8 does not hold.
+    """
+    patterns, levels = target.split()
+    if levels is None or levels.magnitudes[-1] > INT8 or not (patterns or levels.zero):
+        raise RecipeError(
+            f"set: with activation_bits weights are int8, which '{target}' is not.\n"
+            "Remedy: levels of at most 8 bits with zero: {set: levels, bits: 8, zero: true}."
+        )
+    return patterns, levels
 
 
 def _tensor(batch: Batch) -> Tensor:
