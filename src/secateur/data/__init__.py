@@ -53,9 +53,9 @@ def load(name: str, *, root: str | Path | None = None, **args: Any) -> DataSplit
         name: ``digits``, ``mnist`` or ``fashion-mnist``; or ``module:callable`` that returns
             (train, validation, test), each a torch ``Dataset`` or a pair of tensors
             (inputs float of shape (samples, ...), targets int64 of shape (samples,)); or the path
-            of a folder that holds train/, val/ and test/ with one folder of images per class. Inputs
-            without labels, to calibrate with: a callable that returns a tensor or a ``Dataset`` of
-            them, or the path of a ``.npy`` file.
+            of a folder that holds train/, val/ and test/ with one folder of images per class.
+            Inputs without labels, to calibrate with: a callable that returns a tensor or a
+            ``Dataset`` of them, or the path of a ``.npy`` file.
         root: where ``get`` put the named sets; by default ``default_root()``.
         args: keyword arguments for the callable; ``size`` (in pixels, by default 224) for a
             folder of images.

@@ -23,11 +23,12 @@ BINS = 2**14
 COARSE = 2**11
 """Bins that entropies are taken over: finer ones are too empty to compare distributions by."""
 
-CANDIDATES, SMALLEST = 128, 1 / 32
+CANDIDATES, SMALLEST = 64, 1 / 32
 """Ends of a range that are tried, in equal ratios, and the smallest as a share of the outermost."""
 
-TURNS = (1, 0, 1)
-"""Which end of a range is searched while the other is held, in order."""
+STARTS, TURNS = (1.0, 0.5, 0.25), (1, 0)
+"""Shares of the smallest value that searches start from, and which end is searched, in order, while
+the other is held: 0 among the levels makes the error jump, so that one start is not enough."""
 
 Calibration = Literal["mse", "percentile", "entropy", "minmax"]
 """How a range is chosen."""
@@ -108,20 +109,26 @@ def within(histogram: Histogram, percentile: float) -> Ends:
 def least_squares(histogram: Histogram, bits: int) -> Ends:
     """Return the range whose grid moves values least, in the mean square.
 
-    One end is searched while the other is held, in turn.
+    One end is searched while the other is held, in turn, from several starts.
     """
     used = histogram.counts > 0
     middles = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (histogram.top / BINS)
     values = torch.cat([-middles[used[0]], middles[used[1]]])
     counts = histogram.counts[used]
     exponents = torch.linspace(math.log2(SMALLEST), 0, CANDIDATES, dtype=torch.float64)
-    ends = torch.tensor(histogram.outermost, dtype=torch.float64)
-    tried = exponents.exp2()[:, None] * ends
-    for side in TURNS if bool(ends.all()) else (int(ends.argmax()),):
-        ranges = ends.repeat(CANDIDATES, 1)
-        ranges[:, side] = tried[:, side]
-        ends = ranges[_errors(values, counts, ranges, bits).argmin()]
-    return float(ends[0]), float(ends[1])
+    outer = torch.tensor(histogram.outermost, dtype=torch.float64)
+    tried = exponents.exp2()[:, None] * outer
+    both = bool(outer.all())
+    found: list[tuple[float, Ends]] = []
+    for start in STARTS if both else STARTS[:1]:
+        ends = outer * torch.tensor([start, 1.0])
+        for side in TURNS if both else (int(outer.argmax()),):
+            ranges = ends.repeat(CANDIDATES, 1)
+            ranges[:, side] = tried[:, side]
+            errors = _errors(values, counts, ranges, bits)
+            ends = ranges[errors.argmin()]
+        found.append((float(errors.min()), (float(ends[0]), float(ends[1]))))
+    return min(found)[1]
 
 
 def _errors(values: Tensor, counts: Tensor, ranges: Tensor, bits: int) -> Tensor:
