@@ -273,12 +273,25 @@ def test_everything_planned_is_integers() -> None:
     assert set(activation_bits(model).values()) == {4}
 
 
+def test_shared_weights_are_quantized_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    model[2].weight = model[0].weight
+    found = quantize(model, [torch.randn(32, 16)])
+    assert [each.layer for each in found.fits] == ["0"]
+    assert found.quantized["2.weight"] is found.quantized["0.weight"]
+    assert torch.equal(found.quantized["0.weight"].weight(torch.float32), model[2].weight)
+    assert set(activation_bits(model)) == {"0", "2"}
+
+
 @pytest.mark.parametrize(
     ("target", "inputs", "options", "message"),
     [
         (Levels(8), [torch.rand(2, 1, 16, 16)], {}, "zero: true"),
         (NM(2, 4), [torch.rand(2, 1, 16, 16)], {}, "int8"),
         (INT8, [], {}, "there are none"),
+        (INT8, [torch.rand(2, 1, 16, 16)], {"activation_bits": 9}, "9 is not"),
+        (INT8, [torch.rand(2, 1, 16, 16)], {"calibration": "best"}, "none of mse"),
         (INT8, [(torch.rand(2, 1, 16, 16),)], {"equalize": True}, "one tensor"),
     ],
 )

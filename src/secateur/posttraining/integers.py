@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from secateur.posttraining.equalization import equalize as balance
 from secateur.posttraining.moments import columns
 from secateur.posttraining.quadratic import Quadratic
 from secateur.posttraining.quadratic import reconstruct as reconstruct_layer
-from secateur.posttraining.ranges import Calibration, Histogram
+from secateur.posttraining.ranges import CALIBRATIONS, Calibration, Histogram
 from secateur.posttraining.rounding import rounded
 from secateur.posttraining.sequence import (
     Batch,
@@ -37,6 +38,7 @@ from secateur.posttraining.sequence import (
 )
 from secateur.quantizers import attach_input, detach_input
 from secateur.sets import ConstraintSet, Levels, Pattern, join
+from secateur.sets.base import require_finite
 
 INT8 = 127
 """Largest magnitude of a level that is deployed."""
@@ -50,7 +52,7 @@ class Quantization:
     """What quantizing a network has come to.
 
     Attributes:
-        fits: one for each planned layer, in the order in which they run.
+        fits: one for each planned weight, in the order in which layers run.
         quantized: by parameter name, levels and scales of its weights, as ``export_onnx`` and
             packed files take them.
     """
@@ -98,14 +100,18 @@ def quantize(
         damping: likewise.
 
     Raises:
-        RecipeError: there is no input, the model has no layer to plan, or a layer is planned
-            without levels of at most 8 bits with zero.
+        RecipeError: there is no input, an option is out of range, the model has no layer to plan,
+            or a layer is planned without levels of at most 8 bits with zero.
         ChannelError: it cannot be traced, and is to be equalized.
         NonFiniteError: a weight holds NaN or infinity.
     """
     batches = list(inputs)
     if not batches:
         raise RecipeError("inputs: there are none; a few hundred samples are enough.")
+    if not 2 <= activation_bits <= 8:
+        raise RecipeError(f"activation_bits: {activation_bits} is not in 2..8.")
+    if calibration not in CALIBRATIONS:
+        raise RecipeError(f"calibration: {calibration!r} is none of {', '.join(CALIBRATIONS)}.")
     target = Levels(8, zero=True) if target is None else target
     plan = target if isinstance(target, Plan) else build_plan(model, target, scope="layer")
     plan = deployable(plan.fitted(model), activation_bits, profile or int8_profile())
@@ -116,6 +122,7 @@ def quantize(
         balance(model, _tensor(batches[0]))
     fits: list[Fit] = []
     quantized: dict[str, Quantized] = {}
+    solvers: dict[Any, Solver] = {}
     with evaluating(model):
         means = absorbers(model, list(sets), batches[0]) if bias_correction else {}
         for layers in steps(model, list(sets), batches[:1]):
@@ -126,10 +133,12 @@ def quantize(
                     attach_input(model.get_submodule(name), grid)
             moments = collect(model, layers, batches)
             for name in layers:
-                solver = Solver(sets[name], iterations, rho)
-                mean = read[name].mean
-                fits.append(fit(name, moments[name], solver, damping, means.get(name), mean))
-                quantized[f"{name}.weight" if name else "weight"] = solver.quantized
+                weight = model.get_submodule(name).weight
+                if weight not in solvers:  # else it is shared with a layer before
+                    solvers[weight] = Solver(sets[name], iterations, rho)
+                    given = solvers[weight], damping, means.get(name), read[name].mean
+                    fits.append(fit(name, moments[name], *given))
+                quantized[f"{name}.weight" if name else "weight"] = solvers[weight].quantized
     return Quantization(fits, quantized)
 
 
@@ -204,6 +213,7 @@ class Solver:
         """Return the weights, and what they would be without regard to outputs."""
         patterns, levels = self.target.split()
         assert levels is not None
+        require_finite(problem.weight)
         dtype = problem.weight.dtype
         if not patterns:
             self.quantized = rounded(problem, levels, self.iterations, self.rho)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ the other is held: 0 among the levels makes the error jump, so that one start is
 
 Calibration = Literal["mse", "percentile", "entropy", "minmax"]
 """How a range is chosen."""
+
+CALIBRATIONS: tuple[Calibration, ...] = get_args(Calibration)
 
 Ends = tuple[float, float]
 """Magnitudes of the smallest and the largest value of a range."""
