@@ -216,9 +216,9 @@ def main() -> None:
     names = parser.parse_args().names
     torch.set_num_threads(1)
     file = RESULTS / "post-training-int8.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
     for name in names:
         found = measure_minilm() if name == "minilm" else measure_network(name)
+        results = json.loads(file.read_text()) if file.exists() else {}
         made = {"python": platform.python_version(), "torch": torch.__version__}
         results[name] = {**made, "machine": int8_profile(), **found}
         file.write_text(json.dumps(results, indent=1) + "\n")

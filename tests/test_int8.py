@@ -167,11 +167,13 @@ def test_rows_are_no_farther_away_than_rounded(bits: int) -> None:
         losses.append((gap @ made.gram * gap).sum(-1).flatten())
     assert bool((losses[0] <= losses[1] * (1 + 1e-9)).all())
     assert float(losses[0].sum()) < 0.7 * float(losses[1].sum())
+    made.weight[:, ::3] = 0
+    assert not bool(rounded(made, target, 40, 0.1).levels[:, ::3].any()), "pruned weights stay so"
 
 
 def test_no_single_level_can_be_improved_after_turns() -> None:
     made = layer_problem(5, 9)
-    grid = RowGrid(best_steps(made, 3), 3)
+    grid = RowGrid(best_steps(made, 3), 3, made.weight != 0)
     levels = grid.levels(made.weight)
     for _ in range(10):
         levels = in_turns(made, levels, grid)

@@ -287,7 +287,7 @@ def compare(logits: Mapping[str, Tensor], rounds: bool = False) -> dict[str, Any
         parity["agreement"][name] = float(same.double().mean())
         if name == "onnx" and rounds:
             moved = _relative(logits["dense"], reference).median()
-            tolerance = moved.div(2).clamp(*ROUNDED_TOLERANCES)
+            tolerance = float(moved.div(2).clamp(*ROUNDED_TOLERANCES))
             near = float((difference <= tolerance).double().mean())
             changed = int((~same).sum())
             allowed = max(1.0, (1 - ROUNDED_AGREEMENT) * len(same))

@@ -5,13 +5,14 @@ another. Scales are fixed first, each row's own; then the levels are found by th
 :mod:`secateur.posttraining.quadratic`, whose projection is rounding here; then scales get their
 least-squares values; then levels are chosen one column at a time, given all others, for as long as
 that helps. Rows do not depend on each other, so each takes the better of this and the nearest
-levels. AdaRound (arXiv 2004.10568) searches among the two neighbouring levels by gradient descent;
-here the same quadratic loss is used as it is, and any level may be taken.
+levels. Weights that are 0 already, pruned, stay 0. AdaRound (arXiv 2004.10568) searches among the
+two neighbouring levels by gradient descent; here the same quadratic loss is used as it is, and any
+level may be taken.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,14 +35,16 @@ class RowGrid:
     Attributes:
         step: positive, ``(outputs, 1, ...)`` with as many dimensions as the weight.
         most: largest level.
+        live: bool, in the shape of the weight: what may differ from 0.
     """
 
     step: Tensor
     most: int
+    live: Tensor
 
     def levels(self, weight: Tensor) -> Tensor:
         """Return the nearest levels, in the dtype of the weight."""
-        return torch.round(weight / self.step).clamp_(-self.most, self.most)
+        return torch.round(weight / self.step).clamp_(-self.most, self.most) * self.live
 
     def project(self, weight: Tensor, metric: Tensor | None = None) -> Tensor:
         """Return the nearest weights on the grid, whatever the metric: each is on its own."""
@@ -59,12 +62,13 @@ def rounded(problem: Quadratic, target: Levels, iterations: int, rho: float) -> 
         iterations: of ADMM; 0 rounds to the nearest levels.
         rho: as :func:`secateur.posttraining.quadratic.reconstruct` takes it.
     """
-    grid = RowGrid(best_steps(problem, target.magnitudes[-1]), target.magnitudes[-1])
+    most, live = target.magnitudes[-1], problem.weight != 0
+    grid = RowGrid(best_steps(problem, most), most, live)
     nearest = grid.levels(problem.weight)
     if not iterations:
         return _quantized(nearest, grid.step, target)
     found = grid.levels(admm(problem, grid, iterations, rho))
-    moved = RowGrid(_fitted_steps(problem, found, grid.step), grid.most)
+    moved = replace(grid, step=_fitted_steps(problem, found, grid.step))
     found = in_turns(problem, found, moved)
     better = _row_losses(problem, found * moved.step) < _row_losses(problem, nearest * grid.step)
     better = better.view(grid.step.shape)
@@ -86,7 +90,7 @@ def best_steps(problem: Quadratic, most: int) -> Tensor:
     top = rows.abs().amax(-1, keepdim=True)
     best, least = top, torch.full_like(top, torch.inf)
     for share in SHARES:
-        grid = RowGrid(_storable(top * (share / most)), most)
+        grid = RowGrid(_storable(top * (share / most)), most, rows != 0)
         error = ((grid.project(rows) - rows).square_() * energy).sum(-1, keepdim=True)
         best = torch.where(error < least, grid.step, best)
         least = torch.minimum(error, least)
@@ -112,7 +116,7 @@ def in_turns(problem: Quadratic, levels: Tensor, grid: RowGrid) -> Tensor:
 
     With R = (W - V) H the best free value of column j is V_j + R_j / H_jj.
     """
-    step = grid.step.view(len(problem.gram), -1)
+    step, live = grid.step.view(len(problem.gram), -1), problem.rows(grid.live)
     v = problem.rows(levels * grid.step).clone()
     residual = (problem.rows(problem.weight) - v) @ problem.gram
     for _ in range(SWEEPS):
@@ -120,7 +124,7 @@ def in_turns(problem: Quadratic, levels: Tensor, grid: RowGrid) -> Tensor:
         for column in range(v.shape[-1]):
             curvature = problem.gram[:, column, column, None]
             free = (v[..., column] + residual[..., column] / curvature) / step
-            chosen = torch.round(free).clamp_(-grid.most, grid.most) * step
+            chosen = torch.round(free).clamp_(-grid.most, grid.most) * step * live[..., column]
             change = chosen - v[..., column]
             if bool(change.any()):
                 v[..., column], changed = chosen, True
