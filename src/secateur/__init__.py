@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from secateur import channels, methods, sets
     from secateur.artifact.onnx import export_onnx
     from secateur.artifact.packed import load
+    from secateur.artifact.saturation import saturation
     from secateur.comparison.compare import Comparison, compare
     from secateur.compression import Result, compress
     from secateur.cost import inspect
     from secateur.cost.energy import energy
     from secateur.errors import SecateurError
     from secateur.plan import Plan, build_plan
-    from secateur.posttraining import reconstruct
+    from secateur.posttraining import quantize, reconstruct
     from secateur.recipe import Recipe, load_recipe
     from secateur.task import Task
 
@@ -50,7 +51,9 @@ __all__ = [
     "load",
     "load_recipe",
     "methods",
+    "quantize",
     "reconstruct",
+    "saturation",
     "sets",
 ]
 
@@ -69,7 +72,9 @@ _HOMES = {
     "inspect": "secateur.cost",
     "load": "secateur.artifact.packed",
     "load_recipe": "secateur.recipe",
+    "quantize": "secateur.posttraining",
     "reconstruct": "secateur.posttraining",
+    "saturation": "secateur.artifact.saturation",
 }
 
 

@@ -17,12 +17,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from secateur import data
 from secateur.artifact import onnx
 from secateur.course import Course
+from secateur.data import InMemory
 from secateur.engine import checkpoint
+from secateur.engine.evaluate import outputs
 from secateur.engine.progress import Progress
 from secateur.engine.trainer import Segment, Trainer
 from secateur.errors import RecipeError, SecateurError
@@ -37,6 +38,8 @@ from secateur.report.plan import plan_table
 from secateur.report.schema import validate
 from secateur.report.terminal import print_report
 from secateur.task import Task
+
+NO_LABELS = "the data has no labels: accuracy is agreement with the dense network"
 
 REPORT = "report.json"
 RECIPE = "recipe.yaml"
@@ -100,6 +103,8 @@ def compress(
     dense = copy.deepcopy(task.model) if recipe.scratch else task.model
     if recipe.weights:
         load_dense(dense, Path(recipe.weights))
+    if not task.labelled:
+        label(task, dense)
     plans = [_plan(task, recipe, number) for number in range(len(recipe.stages))]
     for number, plan in enumerate(plans):
         console.print(plan_table(plan, f"stage {number}: {recipe.stages[number].method}"))
@@ -126,7 +131,8 @@ def compress(
         teacher=course.dense,
     )
     trainer.run(_segments(task, recipe, course.plans), resume, course.before, course.after)
-    settled = settle(task.model, course.finished(), course.notes)
+    notes = [*course.notes, *([] if task.labelled else [NO_LABELS])]
+    settled = settle(task.model, course.finished(), notes)
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
         report["allocations"] = course.spent()
@@ -254,6 +260,7 @@ def build_task(recipe: Recipe) -> Task:
         arguments=recipe.model_args,
         metadata=_described(shape, splits.normalization or {}),
         classes=splits.classes,
+        labelled=splits.labelled,
     )
 
 
@@ -281,6 +288,17 @@ def _plan(task: Task, recipe: Recipe, number: int) -> Plan:
         raise RecipeError(f"stages[{number}].{error}") from error
 
 
+def label(task: Task, dense: nn.Module) -> None:
+    """Let data without labels have those that the dense network gives them."""
+    seen: dict[int, InMemory] = {}
+    for split in ("train", "validation", "test"):
+        samples = getattr(task, split)
+        if id(samples) not in seen:
+            found, _ = outputs(dense, samples)
+            seen[id(samples)] = InMemory(samples.inputs, found.argmax(dim=1))
+        setattr(task, split, seen[id(samples)])
+
+
 def _method(task: Task, stage: Stage, plan: Plan) -> Method:
     kind = METHODS[stage.method]
     budget = stage.budget if kind.meets else None
@@ -297,6 +315,13 @@ def _segments(task: Task, recipe: Recipe, plans: Sequence[Plan]) -> list[Segment
             Segment(phase, number, method, opens=at == 0, closes=at == len(phases) - 1)
             for at, phase in enumerate(phases)
         ]
+    trained = next((each.phase for each in segments if each.phase.epochs), None)
+    if trained and not task.labelled:
+        raise RecipeError(
+            f"data: '{recipe.data.name}' has no labels, so '{trained.name}' cannot train.\n"
+            "Remedy: give weights: FILE, or train: {epochs: 0} for a model that comes trained,\n"
+            "and stages of method: post_training without retrain_epochs."
+        )
     return segments
 
 
@@ -305,9 +330,7 @@ def _seen(task: Task, stage: Stage) -> Tensor:
     samples: int | None = getattr(stage.options, "samples", None)
     if samples is None:
         return task.example_input
-    some = data.first(task.train, samples)
-    inputs: Tensor = next(iter(DataLoader(some, samples, collate_fn=data.collate_fn(some))))[0]
-    return inputs
+    return data.inputs(task.train, samples)
 
 
 def _dense_segment(recipe: Recipe) -> Segment:

@@ -7,7 +7,7 @@ import platform
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -47,12 +47,29 @@ INSTRUCTIONS = (
 """Instruction sets that decide how fast pruned and quantized layers run."""
 
 
+Profile = Literal["vnni", "no_vnni"]
+"""How a processor multiplies int8: exactly (VNNI, ARM), or on x86 in pairs that saturate."""
+
+
+def int8_profile() -> Profile:
+    """Return how this machine multiplies 8-bit integers.
+
+    Without VNNI, x86 adds two products of an unsigned and a signed byte in 16 bits, which saturates
+    unless one of them has 7 bits. Where the instructions are not known, that is assumed.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return "vnni"
+    known = _cpu()["instructions"]
+    return "vnni" if {"avx512_vnni", "avx_vnni"} & set(known) else "no_vnni"
+
+
 def doctor() -> dict[str, Any]:
     """Return the facts that a bug report or a benchmark needs, as plain data.
 
     Keys: ``secateur``, ``python``, ``platform`` (text); ``packages`` (version by name);
     ``optional`` (version or None, and the command that installs it); ``kernels`` (likewise; the
-    version is the instructions that are used); ``cpu``; ``accelerators``.
+    version is the instructions that are used); ``cpu``; ``int8`` (:func:`int8_profile`);
+    ``accelerators``.
     """
     return {
         "secateur": __version__,
@@ -65,6 +82,7 @@ def doctor() -> dict[str, Any]:
         },
         "kernels": {"nm": native.facts()},
         "cpu": _cpu(),
+        "int8": int8_profile(),
         "accelerators": _accelerators(),
     }
 

@@ -6,7 +6,7 @@ import copy
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from secateur import data
 from secateur._version import __version__
 from secateur.artifact import onnx, packed
 from secateur.artifact.export import Source, write_onnx
 from secateur.artifact.products import with_products
+from secateur.artifact.saturation import saturation
 from secateur.channels import widths
 from secateur.codec import Quantized
 from secateur.engine.evaluate import mean_score, outputs
@@ -51,10 +54,18 @@ DECODED_TOLERANCE = 1e-6
 ONNX_TOLERANCE = 1e-4
 """Largest logit difference of the ONNX network, relative to the largest logit."""
 
-ROUNDED_TOLERANCE, ROUNDED_SAMPLES, ROUNDED_AGREEMENT = 1e-3, 0.5, 0.999
+SATURATION_SAMPLES = 500
+"""Test samples that integer arithmetic is checked on."""
+
+SATURATES = 2.0
+"""How far outputs may move in integers, in units of what quantizing moves them by."""
+
+ROUNDED_TOLERANCES, ROUNDED_SAMPLES, ROUNDED_AGREEMENT = (1e-3, 2e-2), 0.5, 0.999
 """The same where layers read through grids, for at least this share of the samples, and the share
 that must keep their class (but for one). A sum in another order may end beside another level, which
-moves the logits of that sample by more than any tolerance. What a runtime gets wrong moves all.
+moves the logits of that sample by more than any tolerance, and in a deep network meets more levels
+on its way: by half of what compressing moved logits by, if that is between these two. What a
+runtime gets wrong moves all.
 """
 
 
@@ -73,6 +84,11 @@ def load_dense(model: nn.Module, path: Path) -> None:
     if path.suffix == ".secateur":
         packed.load(path, model)
         return
+    if path.suffix != ".safetensors":
+        raise RecipeError(
+            f"weights: {path} is neither .safetensors nor .secateur; nothing else is read, as it "
+            "could run code.\nRemedy: safetensors.torch.save_model(model, 'weights.safetensors')."
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             regrid(model, (file.metadata() or {}).get(GRIDS, ""))
@@ -191,8 +207,8 @@ def finish(
     }
     if recipe.export.onnx:
         batch, levels = recipe.export.batch, settled.quantized
-        notes = {**task.metadata, CLASSES: json.dumps(list(task.classes))}
-        write_onnx(Source(model, task.example_input, levels, notes, batch), folder)
+        described = {**task.metadata, CLASSES: json.dumps(list(task.classes))}
+        write_onnx(Source(model, task.example_input, levels, described, batch), folder)
         runners["onnx"] = onnx.OnnxModel(folder / ONNX)
         if batch is not None:
             runners[SIMULATED] = with_products(model, levels, task.example_input, batch)[0]
@@ -208,6 +224,9 @@ def finish(
         "compressed": mean_score(task, task.validation),
     }
     parity = compare({name: result[0] for name, result in logits.items()}, bool(grids(model)))
+    notes = list(settled.notes)
+    if recipe.export.onnx and grids(model):
+        parity["saturation"] = _saturation(folder / ONNX, task.test, logits["dense"][0], notes)
     layers = gather.layers(
         dense, model, task.example_input, settled.rows, settled.sets, size.tensors
     )
@@ -228,9 +247,24 @@ def finish(
         **gather.modelled(dense, model, task.example_input, settled.quantized),
         "parity": parity,
         "layers": layers,
-        "notes": list(settled.notes),
+        "notes": notes,
         "history": trainer.history,
     }
+
+
+def _saturation(
+    path: Path, test: Dataset[Any], dense: Tensor, notes: list[str]
+) -> dict[str, float | None]:
+    """Return what integers of this machine do to an ONNX file's outputs; note it if it matters."""
+    inputs = data.inputs(test, SATURATION_SAMPLES)
+    found = saturation(path, inputs, dense[: len(inputs)])
+    assert found.noise is not None
+    if found.error > SATURATES * found.noise:
+        notes.append(
+            f"onnx: integers of this machine move outputs by {found.error:.2%}, quantizing as such "
+            f"by {found.noise:.2%}; with weights of 7 bits (profile: no_vnni) they should not"
+        )
+    return asdict(found)
 
 
 def _decoded(task: Task, dense: nn.Module, path: Path) -> nn.Module:
@@ -248,8 +282,9 @@ def compare(logits: Mapping[str, Tensor], rounds: bool = False) -> dict[str, Any
     """Compare artifacts with the trained network.
 
     Args:
-        logits: outputs on the same samples, ``(samples, classes)``, by ``compressed``, ``decoded``
-            and, if exported, ``onnx``; ``simulated`` is what that is to be, if it is not the first.
+        logits: outputs on the same samples, ``(samples, classes)``, by ``dense``, ``compressed``,
+            ``decoded`` and, if exported, ``onnx``; ``simulated`` is what that is to be, if it is
+            not ``compressed``.
         rounds: whether layers of the network read through grids.
 
     Raises:
@@ -263,12 +298,14 @@ def compare(logits: Mapping[str, Tensor], rounds: bool = False) -> dict[str, Any
         if name not in logits:
             continue
         expected = logits.get(SIMULATED, reference) if name == "onnx" else reference
-        difference = (logits[name] - expected).abs().flatten(1).amax(1) / max(largest, 1e-30)
+        difference = _relative(logits[name], expected)
         same = logits[name].argmax(dim=1) == expected.argmax(dim=1)
         parity[name] = float((logits[name] - reference).abs().max())
         parity["agreement"][name] = _agreement(logits[name], reference)
         if name == "onnx" and (rounds or SIMULATED in logits):
-            near = float((difference <= ROUNDED_TOLERANCE).double().mean())
+            moved = _relative(logits["dense"], reference).median()
+            tolerance = float(moved.div(2).clamp(*ROUNDED_TOLERANCES))
+            near = float((difference <= tolerance).double().mean())
             changed = int((~same).sum())
             allowed = max(1.0, (1 - ROUNDED_AGREEMENT) * len(same))
             good = near >= ROUNDED_SAMPLES and changed <= allowed
@@ -287,3 +324,9 @@ def compare(logits: Mapping[str, Tensor], rounds: bool = False) -> dict[str, Any
 def _agreement(one: Tensor, other: Tensor) -> float:
     """Return the share of samples of the same class."""
     return float((one.argmax(dim=1) == other.argmax(dim=1)).double().mean())
+
+
+def _relative(found: Tensor, reference: Tensor) -> Tensor:
+    """Return the largest difference of each sample as a share of the largest logit, ``(n,)``."""
+    largest = reference.abs().max().clamp_min(1e-30)
+    return (found - reference).abs().flatten(1).amax(1) / largest

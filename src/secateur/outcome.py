@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from secateur.plan import Plan, Row
-from secateur.sets import Levels
+from secateur.sets import Levels, join
 from secateur.sets.channel_levels import ChannelLevels
 
 
@@ -33,6 +33,9 @@ def finished(plan: Plan, outcome: Outcome) -> Plan:
             return row
         if "dense" in found:
             return replace(row, set=None, note=found["dense"])
+        patterns, asked = row.set.split()
+        if patterns:  # beside them levels have one scale, and are those that were asked for
+            return replace(row, set=join(patterns, asked and replace(asked, bits=found["bits"])))
         levels = ChannelLevels if found["by_channel"] else Levels
         return replace(row, set=levels(found["bits"], zero=True))
 

@@ -38,6 +38,8 @@ class Task:
         arguments: keyword arguments for ``reference``.
         metadata: further text that the packed file carries, such as the input normalization.
         classes: names of the classes by label, for ``model.onnx``; empty when unknown.
+        labelled: whether the targets mean anything. If not, nothing can be trained, and they become
+            the classes that the dense network says.
     """
 
     model: nn.Module
@@ -51,6 +53,7 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     classes: Sequence[str] = ()
+    labelled: bool = True
 
     @property
     def example_input(self) -> Tensor:

@@ -7,9 +7,10 @@ and reads through another one, which become the operators that runtimes know:
     levels (int8), scale -> DequantizeLinear (axis 0)
     x -> QuantizeLinear -> Clip, where the grid has fewer levels -> DequantizeLinear
 
-The levels themselves are in the file, so any width up to 8 bits keeps its own range. Biases are
-added by an operator of their own: ONNX Runtime rounds a bias inside of a layer to a multiple of the
-product of both steps, which is coarse where bits are few.
+The levels themselves are in the file, so any width up to 8 bits keeps its own range. Activations
+are unsigned bytes, a grid with negative levels by its zero point: processors multiply unsigned by
+signed bytes. ONNX Runtime rounds a bias inside of a layer to a multiple of the product of both
+steps, which is coarse where bits are few; it is added by an operator of its own there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from secateur.quantizers.attach import INPUT
 
 INT8 = 127
 """Largest magnitude of a weight's level; -128 is left out, as in other symmetric grids."""
+
+FINE = 0.01
+"""Share of the noise of rounded inputs that a rounded bias may add."""
 
 OVERHEAD = 512
 """Bytes that dequantizing takes in a file, about: what a weight alone must save to be integers."""
@@ -79,6 +83,16 @@ def fits(quantized: Quantized) -> bool:
     return levels.ndim > 1 and (not levels.numel() or int(levels.abs().max()) <= INT8)
 
 
+def rounds_finely(levels: Tensor) -> bool:
+    """Say whether a bias may be rounded to a multiple of the product of both steps.
+
+    With input step d and weight step e, rounding inputs makes noise of variance
+    (d e)^2 sum(k^2) / 12 in an output whose weights have levels k, rounding its bias (d e)^2 / 12.
+    """
+    noise = levels.long().square().flatten(1).sum(1)
+    return bool((noise[noise > 0] * FINE >= 1).all())
+
+
 def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Module, int]:
     """Return a copy of a network for the exporter, and how many weights of it are integers.
 
@@ -111,7 +125,10 @@ def _swap(module: nn.Module, quantized: Quantized) -> None:
     scale = torch.tensor(quantized.scale, dtype=torch.float32)
     del module.weight
     bias = getattr(module, "bias", None)
-    if bias is not None and isinstance(getattr(module, INPUT, None), _Rounding):
+    grid = getattr(module, INPUT, None)
+    whole = isinstance(grid, _Rounding) and grid.most - grid.least == 255
+    fine = whole and rounds_finely(quantized.levels)
+    if bias is not None and isinstance(grid, _Rounding) and not fine:
         del module.bias
         module.register_buffer("bias", None)
         shape = (-1, *(1,) * (quantized.levels.ndim - 2))
@@ -130,8 +147,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
     from onnx import numpy_helper
     from onnxscript import opset20 as op
 
-    def constant(value: int, kind: type[np.integer[Any]]) -> Any:
-        return op.Constant(value=numpy_helper.from_array(np.array(value, kind)))
+    def constant(value: int) -> Any:
+        return op.Constant(value=numpy_helper.from_array(np.array(value, np.uint8)))
 
     def write_dequantize(levels: Any, scale: Any) -> Any:
         # ONNX Runtime multiplies integers in a Gemm only where the zero points are written out
@@ -139,11 +156,11 @@ def translations() -> dict[Any, Callable[..., Any]]:
         return op.DequantizeLinear(levels, scale, op.Constant(value=zeros), axis=0)
 
     def write_on_grid(x: Any, step: Any, least: int, most: int) -> Any:
-        kind = np.int8 if least else np.uint8
-        integers = op.QuantizeLinear(x, step, constant(0, kind))
-        if (least, most) != (0, 255):
-            integers = op.Clip(integers, constant(least, kind), constant(most, kind))
-        return op.DequantizeLinear(integers, step, constant(0, kind))
+        zero = constant(-least)
+        integers = op.QuantizeLinear(x, step, zero)
+        if most - least < 255:
+            integers = op.Clip(integers, constant(0), constant(most - least))
+        return op.DequantizeLinear(integers, step, zero)
 
     return {
         torch.ops.secateur.dequantize.default: write_dequantize,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.artifact import products
+from secateur.artifact.fusion import fuse
 from secateur.artifact.integers import check_integers, translations, with_integers
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
@@ -71,6 +72,7 @@ def export_onnx(
     program = to_program(exported, example_input, translations() | products.translations())
     check_integers(program.model.graph, integers)
     products.check_products(program.model.graph, len(done))
+    fuse(program.model.graph)
     if integers or done:
         _check_smaller(program.model.graph, floats)
     write_program(program, path, metadata)
@@ -171,18 +173,22 @@ class OnnxModel:
     Args:
         path: the file.
         threads: threads of one operation; None leaves the choice to ONNX Runtime.
+        optimized: whether operators are fused, and thereby run in integers; if not, each runs as it
+            stands in the file.
 
     Raises:
         MissingDependencyError: the extra ``onnx`` is not installed.
         ArtifactError: the file is missing, or ONNX Runtime refuses it.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, optimized: bool = True) -> None:
         require("onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
         try:

@@ -72,6 +72,8 @@ def print_doctor(facts: dict[str, Any], console: Console) -> None:
         "processor", f"{cpu['name']}, {cpu['usable_cores']} of {cpu['cores']} cores usable"
     )
     table.add_row("instructions", " ".join(cpu["instructions"]) or "unknown")
+    widths = {"vnni": "exact", "no_vnni": "saturate beside 8-bit weights; 7 bits are safe"}
+    table.add_row("int8 products", widths[facts["int8"]])
     table.add_row("torch on it", f"{cpu['torch_capability']}, {cpu['torch_threads']} threads")
     table.add_row("accelerators", ", ".join(facts["accelerators"]) or "none; the CPU is used")
     nm = facts["kernels"]["nm"]

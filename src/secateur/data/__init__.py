@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from secateur.data.augment import Augmented
-from secateur.data.batches import augmented, collate_fn, fewer, first
+from secateur.data.batches import augmented, collate_fn, fewer, first, inputs
 from secateur.data.fetch import get
 from secateur.data.named import NAMED
 from secateur.data.splits import DataSplits, InMemory
 from secateur.data.store import IDX_SETS, default_root
-from secateur.data.user import from_callable, from_folder
+from secateur.data.user import from_array, from_callable, from_folder
 from secateur.errors import DataError, did_you_mean
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "fewer",
     "first",
     "get",
+    "inputs",
     "load",
 ]
 
@@ -53,6 +54,8 @@ def load(name: str, *, root: str | Path | None = None, **args: Any) -> DataSplit
             (train, validation, test), each a torch ``Dataset`` or a pair of tensors
             (inputs float of shape (samples, ...), targets int64 of shape (samples,)); or the path
             of a folder that holds train/, val/ and test/ with one folder of images per class.
+            Inputs without labels, to calibrate with: a callable that returns a tensor or a
+            ``Dataset`` of them, or the path of a ``.npy`` file.
         root: where ``get`` put the named sets; by default ``default_root()``.
         args: keyword arguments for the callable; ``size`` (in pixels, by default 224) for a
             folder of images.
@@ -67,9 +70,11 @@ def load(name: str, *, root: str | Path | None = None, **args: Any) -> DataSplit
         return NAMED[name](root)
     if Path(name).is_dir():
         return from_folder(Path(name), args)
+    if name.endswith(".npy"):
+        return from_array(Path(name))
     if ":" in name:
         return from_callable(name, args)
     raise DataError(
-        f"data: '{name}' is none of {', '.join(NAMED)}, no folder, and not module:callable."
-        + did_you_mean(name, NAMED)
+        f"data: '{name}' is none of {', '.join(NAMED)}, no folder, no .npy file, and not "
+        "module:callable." + did_you_mean(name, NAMED)
     )

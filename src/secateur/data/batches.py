@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from torch.utils.data import Dataset, Subset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from secateur.data.augment import Augmented
 from secateur.data.splits import DataSplits, InMemory
@@ -29,6 +30,13 @@ def first(dataset: Dataset[Any], samples: int) -> Dataset[Any]:
     if isinstance(dataset, InMemory):
         return InMemory(dataset.inputs[:samples], dataset.targets[:samples])
     return Subset(dataset, range(min(samples, len(dataset))))  # type: ignore[arg-type]
+
+
+def inputs(dataset: Dataset[Any], samples: int) -> Tensor:
+    """Return the inputs of the first so many samples, as they are, as one batch."""
+    some = first(dataset, samples)
+    batch: Tensor = next(iter(DataLoader(some, samples, collate_fn=collate_fn(some))))[0]
+    return batch
 
 
 def fewer(splits: DataSplits, samples: int) -> DataSplits:

@@ -75,6 +75,7 @@ class DataSplits:
         train, validation, test: choices are made on validation; test is read once, at the end.
         classes: names of the classes by label; empty when unknown.
         normalization: what was already done to the pixels; None when the user's code did it.
+        labelled: whether targets mean anything; if not, they are zeros.
     """
 
     name: str
@@ -83,3 +84,4 @@ class DataSplits:
     test: Dataset[Any]
     classes: tuple[str, ...] = ()
     normalization: Normalization | None = None
+    labelled: bool = True

@@ -1,4 +1,4 @@
-"""A user's own data: a function that returns it, or a folder of images."""
+"""A user's own data: a function that returns it, a folder of images, or inputs in a file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -14,12 +15,18 @@ from secateur.data.splits import DataSplits, InMemory, Normalization
 from secateur.errors import DataError, MissingDependencyError, did_you_mean
 from secateur.reference import resolve
 
+UNLABELLED_MOST = 10_000
+"""Inputs without labels that are read into memory; a few hundred are meant."""
+
+HELD_OUT = 5
+"""One of so many inputs without labels is kept for judging."""
+
 FOLDER_SPLITS = ("train", "val", "test")
 IMAGENET: Normalization = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def from_callable(reference: str, options: Mapping[str, Any]) -> DataSplits:
-    """Call a user's function and check that what comes back are three splits.
+    """Call a user's function and check that what comes back are three splits, or inputs alone.
 
     Raises:
         DataError: the function fails, or returns something else.
@@ -32,10 +39,12 @@ def from_callable(reference: str, options: Mapping[str, Any]) -> DataSplits:
         raise DataError(f"data: '{reference}' failed: {type(error).__name__}: {message}") from error
     if isinstance(returned, DataSplits):
         return returned
+    if isinstance(returned, torch.Tensor | Dataset):
+        return unlabelled(reference, returned)
     if not isinstance(returned, tuple | list) or len(returned) != 3:
         raise DataError(
-            f"data: '{reference}' returned {type(returned).__name__}, "
-            "it should return (train, validation, test)."
+            f"data: '{reference}' returned {type(returned).__name__}, it should return "
+            "(train, validation, test), or inputs alone (a tensor or Dataset) to calibrate with."
         )
     train, validation, test = (
         _as_dataset(part, f"'{reference}' ({split})")
@@ -43,6 +52,55 @@ def from_callable(reference: str, options: Mapping[str, Any]) -> DataSplits:
     )
     classes = tuple(str(each) for each in getattr(train, "classes", ()))
     return DataSplits(reference, train, validation, test, classes)
+
+
+def unlabelled(name: str, inputs: torch.Tensor | Dataset[Any]) -> DataSplits:
+    """Split inputs without labels: every fifth judges, the others calibrate.
+
+    Args:
+        name: of the data set.
+        inputs: a tensor ``(samples, ...)``, or a data set of tensors, of which those that come in a
+            tuple come first.
+
+    Raises:
+        DataError: there are too few, too many, or they are no tensors of one shape.
+    """
+    count = len(inputs)  # type: ignore[arg-type]
+    if not HELD_OUT <= count <= UNLABELLED_MOST:
+        raise DataError(
+            f"data: '{name}' holds {count:,} inputs without labels; {HELD_OUT} to "
+            f"{UNLABELLED_MOST:,} can be used.\nRemedy: a few hundred are enough to calibrate with."
+        )
+    if not isinstance(inputs, torch.Tensor):
+        samples = [inputs[i] for i in range(count)]
+        try:
+            inputs = torch.stack([each[0] if isinstance(each, tuple) else each for each in samples])
+        except (TypeError, RuntimeError) as error:
+            raise DataError(f"data: '{name}' is not of tensors of one shape: {error}") from error
+    judges = torch.arange(count) % HELD_OUT == HELD_OUT - 1
+    calibration, judged = (
+        InMemory(part, torch.zeros(len(part), dtype=torch.int64))
+        for part in (inputs[~judges], inputs[judges])
+    )
+    return DataSplits(name, calibration, judged, judged, labelled=False)
+
+
+def from_array(file: Path) -> DataSplits:
+    """Load inputs without labels from a ``.npy`` file of floats, ``(samples, ...)``.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"data: '{file}' cannot be read as a NumPy array ({error}).") from error
+    if array.ndim < 2 or array.dtype.kind != "f":
+        raise DataError(
+            f"data: '{file}' holds {array.dtype} of shape {array.shape}, not floats of shape "
+            "(samples, ...).\nRemedy: save inputs as the model takes them, float32."
+        )
+    return unlabelled(file.name, torch.from_numpy(array.astype(np.float32)))
 
 
 def _as_dataset(part: Any, where: str) -> Dataset[Any]:

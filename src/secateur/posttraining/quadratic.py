@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -109,7 +110,14 @@ def reconstruct(
     return min(found, target.project(problem.weight), key=problem.loss)
 
 
-def admm(problem: Quadratic, target: ConstraintSet, iterations: int, rho: float) -> Tensor:
+class Projection(Protocol):
+    """What ADMM has to know of a set."""
+
+    def project(self, weight: Tensor, metric: Tensor | None = None) -> Tensor:
+        """Return the nearest member."""
+
+
+def admm(problem: Quadratic, target: Projection, iterations: int, rho: float) -> Tensor:
     """Return Z after so many iterations."""
     shape, metric, energy = problem.weight.shape, problem.metric, problem.energy
     product = problem.rows(problem.weight) @ problem.gram

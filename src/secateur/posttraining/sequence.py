@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.channels.trace import evaluating
 from secateur.plan import Plan, build_plan
@@ -34,7 +35,7 @@ class Fit:
         layer: its name.
         rows: inputs of its filters that it was fitted to; 0 if it is not called as a module, so
             that nothing but its weights is known.
-        error: ||X W^T - X V^T||^2 / ||X W^T||^2, means apart where the layer has a bias.
+        error: ||X W^T - X V^T||^2 / ||X W^T||^2, means apart where something makes up for them.
         projected: the same if the weights were only projected.
     """
 
@@ -57,11 +58,11 @@ def reconstruct(
     """Bring a trained network into its constraint sets without training it.
 
     Args:
-        model: changed in place: weights of planned layers, and their biases, which take over what
-            the mean of the inputs leaves.
+        model: changed in place: weights of planned layers, and their biases, or else the running
+            means of the BatchNorms behind them, which take over what the mean of the inputs leaves.
         inputs: batches; a few hundred samples are enough. They are read several times.
         target: a set for every convolution and linear layer, met in each, or a plan by layer.
-        iterations: of ADMM for each layer.
+        iterations: of ADMM for each layer; 0 projects.
         rho: its penalty, relative to the energy of each column of inputs.
         damping: share of the mean energy that is added to all columns, against inputs so few that
             they leave directions out.
@@ -80,30 +81,105 @@ def reconstruct(
     sets = plan.sets(plan.project({r.parameter: weights[r.parameter] for r in plan.compressed}))
     fits = []
     with evaluating(model):
+        means = absorbers(model, list(sets), batches[0])
         for layers in steps(model, list(sets), batches[:1]):
             moments = collect(model, layers, batches)
             for name in layers:
-                fits.append(_fit(name, moments[name], sets[name], iterations, rho, damping))
+
+                def solve(problem: Quadratic, target: ConstraintSet = sets[name]) -> Solution:
+                    plain = target.project(problem.weight)
+                    found = (
+                        reconstruct_layer(problem, target, iterations, rho) if iterations else plain
+                    )
+                    return found, plain
+
+                fits.append(fit(name, moments[name], solve, damping, means.get(name)))
     return fits
 
 
-def _fit(
-    name: str, seen: Moments, target: ConstraintSet, iterations: int, rho: float, damping: float
+Solution = tuple[Tensor, Tensor]
+"""Weights that were found, and those that they are to be compared with."""
+
+
+def fit(
+    name: str,
+    seen: Moments,
+    solve: Callable[[Quadratic], Solution],
+    damping: float,
+    absorber: Absorber | None,
+    before: Tensor | None = None,
 ) -> Fit:
-    """Change one layer."""
+    """Change one layer, in place.
+
+    Args:
+        name: of the layer.
+        seen: what it reads from now on.
+        solve: finds its weights.
+        damping: as :func:`reconstruct` takes it.
+        absorber: what makes up for the mean, if anything does.
+        before: the mean row that it read when it was trained, if that was another one.
+    """
     layer: Any = seen.layer
-    gram = seen.gram if layer.bias is None else seen.centered
-    problem = Quadratic.damped(layer.weight, gram, damping)
-    found = reconstruct_layer(problem, target, iterations, rho)
+    problem = Quadratic.damped(layer.weight, seen.centered if absorber else seen.gram, damping)
+    found, plain = solve(problem)
     nothing = problem.loss(torch.zeros_like(found)) or 1.0
-    error, projected = (
-        problem.loss(each) / nothing for each in (found, target.project(problem.weight))
-    )
-    if layer.bias is not None:
-        change = problem.rows(problem.weight - found) @ seen.mean.to(found).transpose(1, 2)
-        layer.bias += change.flatten()
+    error, projected = (problem.loss(each) / nothing for each in (found, plain))
+    if absorber:
+        after = problem.rows(found).double() @ seen.mean.mT
+        was = problem.rows(problem.weight).double() @ (seen.mean if before is None else before).mT
+        absorber.add((was - after).flatten())
     layer.weight.copy_(found)
     return Fit(name, seen.rows, error, projected)
+
+
+@dataclass(frozen=True)
+class Absorber:
+    """What can make up for the mean of a layer's outputs.
+
+    Attributes:
+        tensor: a bias, or the running mean of the BatchNorm behind the layer.
+        sign: 1 if outputs rise with it, else -1.
+    """
+
+    tensor: Tensor
+    sign: int
+
+    def add(self, change: Tensor) -> None:
+        """Raise outputs by so much, ``(outputs,)``."""
+        self.tensor.add_(change.to(self.tensor), alpha=self.sign)
+
+
+def absorbers(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Absorber]:
+    """Return, by layer, what can make up for the mean of its outputs, where there is something.
+
+    It is the bias, or a BatchNorm that reads nothing but what the layer returns.
+    """
+    norms = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    reads: dict[str, list[Tensor]] = {name: [] for name in norms}
+    made: dict[str, list[Tensor]] = {name: [] for name in names}  # held on to, as ids are reused
+
+    def keep(name: str) -> Any:
+        return lambda module, given, output: made[name].append(output)
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    with watching(model, norms, lambda name, tensor: reads[name].append(tensor)):
+        call(model, batch)
+    for handle in handles:
+        handle.remove()
+    behind = {id(read[0]): name for name, read in reads.items() if len(read) == 1}
+    found = {}
+    for name in names:
+        bias = getattr(model.get_submodule(name), "bias", None)
+        norm = behind.get(id(made[name][0])) if len(made[name]) == 1 else None
+        if isinstance(bias, Tensor):
+            found[name] = Absorber(bias, 1)
+        elif norm is not None:
+            found[name] = Absorber(model.get_buffer(f"{norm}.running_mean"), -1)
+    return found
 
 
 def steps(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> list[list[str]]:
@@ -117,8 +193,8 @@ def steps(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> l
         reads.setdefault(name, tensor)  # held on to, so that no other tensor is at its place
 
     for batch in batches:
-        with _watching(model, names, look):
-            _call(model, batch)
+        with watching(model, names, look):
+            call(model, batch)
     found: list[list[str]] = []
     for name, tensor in reads.items():
         if found and reads[found[-1][-1]] is tensor:
@@ -132,13 +208,13 @@ def collect(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) ->
     """Return what some layers read."""
     moments = {name: Moments(model.get_submodule(name)) for name in names}
     for batch in batches:
-        with _watching(model, names, lambda name, tensor: moments[name].add(tensor)):
-            _call(model, batch)
+        with watching(model, names, lambda name, tensor: moments[name].add(tensor)):
+            call(model, batch)
     return moments
 
 
 @contextlib.contextmanager
-def _watching(
+def watching(
     model: nn.Module, names: Sequence[str], look: Callable[[str, Tensor], None]
 ) -> Iterator[None]:
     """Show what layers read, call by call."""
@@ -157,7 +233,7 @@ def _watching(
             handle.remove()
 
 
-def _call(model: nn.Module, batch: Batch) -> None:
+def call(model: nn.Module, batch: Batch) -> None:
     if isinstance(batch, Mapping):
         model(**batch)
     elif isinstance(batch, Tensor):

@@ -201,40 +201,40 @@ class Quantizer(nn.Module):
 
 
 class FixedQuantizer(nn.Module):
-    """A grid of activations as training left it: its step is a buffer, the rest is structure.
+    """A grid of activations as it is deployed: its step is a buffer, the rest is structure.
 
     Args:
         step: distance of neighbouring levels.
+        least: smallest level, 0 or below.
         most: largest level.
-        signed: whether there are levels below zero.
     """
 
     step: Tensor
 
-    def __init__(self, step: float, most: int, signed: bool) -> None:
+    def __init__(self, step: float, least: int, most: int) -> None:
         super().__init__()
-        self.most, self.signed = most, signed
+        self.least, self.most = least, most
         self.register_buffer("step", torch.tensor(step))
 
     @classmethod
     def of(cls, quantizer: Quantizer) -> FixedQuantizer:
         """Return the grid of a learned quantizer of activations."""
-        step = float(quantizer.step.detach())
-        return cls(step, quantizer.largest_level(), quantizer.signed).to(quantizer.log2_limit)
+        step, most = float(quantizer.step.detach()), quantizer.largest_level()
+        return cls(step, -most * quantizer.signed, most).to(quantizer.log2_limit)
 
     def extra_repr(self) -> str:
         """Say which grid it is."""
-        return f"{'signed' if self.signed else 'unsigned'}, levels to {self.most}"
+        return f"levels {self.least} to {self.most}"
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are levels below zero."""
+        return self.least < 0
 
     @property
     def width(self) -> int:
         """Whole bits that hold every level."""
-        return _width(self.most, self.signed)
-
-    @property
-    def least(self) -> int:
-        """Smallest level."""
-        return -self.most if self.signed else 0
+        return (self.most - self.least).bit_length()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x on the grid, in its shape and dtype."""

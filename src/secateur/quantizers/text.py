@@ -16,7 +16,7 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 MOST_LEVEL = 2**16 - 1
 """Largest level that a text may state."""
 
-_ENTRY = re.compile(r"([us])([1-9]\d{0,4})")
+_ENTRY = re.compile(r"([us])([1-9]\d{0,4})|(-[1-9]\d{0,4}):(0|[1-9]\d{0,4})")
 
 
 def grids(model: nn.Module) -> str:
@@ -24,8 +24,8 @@ def grids(model: nn.Module) -> str:
 
     Returns:
         One entry per convolution and linear layer, in the order of ``named_modules()``, joined by
-        ``;``: empty if nothing is quantized, else ``u`` (unsigned) or ``s`` (signed) and the
-        largest level. Empty if there is no grid at all.
+        ``;``: empty if nothing is quantized, ``u`` (from 0) or ``s`` (symmetric) and the largest
+        level, or both ends as in ``-128:127``. Empty if there is no grid at all.
     """
     entries = [_entry(layer) for _, layer in _layers(model)]
     return ";".join(entries) if any(entries) else ""
@@ -46,13 +46,10 @@ def regrid(model: nn.Module, text: str) -> nn.Module:
     if len(entries) != len(layers):
         raise SecateurError(f"activations: {len(entries)} entries for {len(layers)} layers.")
     for (name, layer), entry in zip(layers, entries, strict=True):
-        found = _ENTRY.fullmatch(entry)
-        if entry and (not found or int(found[2]) > MOST_LEVEL):
-            raise SecateurError(f"activations: '{entry[:20]}' is not the grid of {name}.")
-        if not found:
+        if not entry:
             detach_input(layer)
         elif _entry(layer) != entry:
-            attach_input(layer, FixedQuantizer(1.0, int(found[2]), found[1] == "s"))
+            attach_input(layer, FixedQuantizer(1.0, *_ends(name, entry)))
     return model
 
 
@@ -66,8 +63,24 @@ def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, each) for name, each in model.named_modules() if isinstance(each, LAYERS)]
 
 
+def _ends(name: str, entry: str) -> tuple[int, int]:
+    """Return the smallest and the largest level that an entry states."""
+    found = _ENTRY.fullmatch(entry)
+    least = most = 0
+    if found and found[1]:
+        most = int(found[2])
+        least = -most if found[1] == "s" else 0
+    elif found:
+        least, most = int(found[3]), int(found[4])
+    if not 0 < most - least <= 2 * MOST_LEVEL or max(-least, most) > MOST_LEVEL:
+        raise SecateurError(f"activations: '{entry[:20]}' is not the grid of {name}.")
+    return least, most
+
+
 def _entry(layer: nn.Module) -> str:
     grid = input_quantizer(layer)
     if not isinstance(grid, FixedQuantizer):
         return ""
-    return f"{'s' if grid.signed else 'u'}{grid.most}"
+    if grid.least == 0:
+        return f"u{grid.most}"
+    return f"s{grid.most}" if grid.least == -grid.most else f"{grid.least}:{grid.most}"

@@ -30,7 +30,9 @@ class DataChoice(Section):
 class Train(Section):
     """How the dense network is trained, and what stages start from."""
 
-    epochs: int = Field(10, ge=1, description="epochs of dense training")
+    epochs: int = Field(
+        10, ge=0, description="epochs of dense training; 0 for a model that comes trained"
+    )
     batch_size: int = Field(128, ge=1, description="samples per step")
     lr: float = Field(1e-3, gt=0, description="learning rate at the start")
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"

@@ -137,7 +137,12 @@ def _accuracy(report: Mapping[str, Any]) -> str:
         "<h2>Accuracy and parity</h2>"
         f'<p class="soft">On {parity["samples"]:,} test samples; differences are against the '
         f"compressed network as trained.</p>{table(head, rows, numeric=range(2, 7))}"
+        f"{_saturation(parity.get('saturation'))}"
     )
+
+
+def _saturation(found: Mapping[str, float] | None) -> str:
+    return f'<p class="soft">{numbers.saturation(found).capitalize()}.</p>' if found else ""
 
 
 def _layers(report: Mapping[str, Any]) -> str:

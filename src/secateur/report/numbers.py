@@ -76,6 +76,14 @@ def scientific(number: float | None) -> str:
     return "0" if number == 0 else f"{number:.1e}"
 
 
+def saturation(found: Mapping[str, float]) -> str:
+    """Say what integer arithmetic does to outputs, beside what quantization itself does."""
+    return (
+        f"in integers the ONNX file's outputs are off by {percent(found['error'])} of themselves; "
+        f"quantizing as such moves them by {percent(found['noise'])}"
+    )
+
+
 def duration(seconds: float) -> str:
     """Write seconds as ``42 s``, ``2 min 05 s`` or ``1 h 12 min``."""
     whole = round(seconds)

@@ -137,11 +137,17 @@ class Agreement(_Part):
     onnx: float | None
 
 
+class Saturation(_Part):
+    error: float
+    noise: float
+
+
 class Parity(_Part):
     samples: Count
     decoded: float
     onnx: float | None
     agreement: Agreement
+    saturation: Saturation | None = None
 
 
 class Layer(_Part):

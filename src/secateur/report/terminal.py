@@ -31,6 +31,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         energy_summary(report["energy"]),
     ):
         console.print("", part)
+    if found := report["parity"].get("saturation"):
+        console.print(numbers.saturation(found), markup=False)
     for note in report["notes"]:
         console.print(f"note: {note}", style="yellow", markup=False)
 

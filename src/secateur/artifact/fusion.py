@@ -1,0 +1,176 @@
+"""Rewrites of an exported graph, so that runtimes find the patterns that they run in integers.
+
+ONNX Runtime runs a layer in integers where dequantized input and weight go in, the bias is a
+dequantized int32 in steps of both, and what comes out of a convolution is quantized, with nothing
+but a ReLU between. Inputs must have the 256 levels of a byte: a Clip of fewer stands in the way.
+The exporter writes biases as floats, leaves BatchNorms behind convolutions, since it cannot fold
+into weights that are computed, and transposes between a weight and its product:
+
+    DQ(levels, scale) -> Conv -> BatchNorm     becomes  DQ(levels, scale x s) -> Conv with a bias
+    DQ(levels, scale) -> Transpose -> MatMul   becomes  DQ(levels transposed, scale) -> MatMul
+    Conv, Gemm with a bias                     become   the same with DQ(int32, step x scale)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from secateur.artifact.integers import rounds_finely
+
+Array = NDArray[Any]
+
+
+def fuse(graph: Any) -> None:
+    """Rewrite a graph of ``onnx_ir`` in place.
+
+    What it computes changes by float rounding, and by that of biases where this is far below the
+    noise of rounded inputs.
+    """
+    for node in list(graph):
+        if node.op_type == "BatchNormalization":
+            _fold_norm(graph, node)
+        elif node.op_type == "Transpose":
+            _fold_transpose(graph, node)
+    for node in list(graph):
+        if node.op_type in ("Conv", "Gemm") and len(node.inputs) == 3:
+            _round_bias(graph, node)
+
+
+def _fold_norm(graph: Any, norm: Any) -> None:
+    """Fold a BatchNorm into scales and bias of the convolution before it, if they are constant."""
+    conv = norm.inputs[0].producer()
+    if conv is None or conv.op_type != "Conv" or len(conv.outputs[0].uses()) > 1:
+        return
+    weight = _dequantized(conv.inputs[1])
+    values = [_constant(each) for each in (*norm.inputs[1:5], *conv.inputs[2:3])]
+    if weight is None or not _bytes_read(conv) or any(each is None for each in values):
+        return
+    gamma, beta, mean, variance, *bias = (np.asarray(each, np.float64) for each in values)
+    factor = gamma / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+    if not factor.all():
+        return
+    levels, scale = (_constant(each) for each in weight.inputs[:2])
+    if not rounds_finely(torch.from_numpy(levels.copy())):
+        return
+    signs = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (levels.ndim - 1))
+    name, shift = conv.outputs[0].name, beta + (sum(bias) - mean) * factor
+    _replace(graph, weight, 0, f"{name}_levels", levels * signs)
+    _replace(graph, weight, 1, f"{name}_scale", (np.abs(factor) * scale).astype(np.float32))
+    conv.resize_inputs(3)
+    _replace(graph, conv, 2, f"{name}_bias", shift.astype(np.float32))
+    _drop(graph, norm, conv.outputs[0])
+
+
+def _fold_transpose(graph: Any, transpose: Any) -> None:
+    """Store the levels of a matrix as its product reads them."""
+    weight = _dequantized(transpose.inputs[0])
+    if weight is not None and _constant(weight.inputs[0]).ndim == 2:
+        _turn(graph, weight)
+        _drop(graph, transpose, weight.outputs[0])
+
+
+def _round_bias(graph: Any, node: Any) -> None:
+    """Store the bias of a layer that reads quantized inputs as integers."""
+    import onnx_ir as ir
+
+    weight, read, bias = _dequantized(node.inputs[1]), _bytes_read(node), node.inputs[2]
+    if weight is None or read is None:
+        return
+    step, values = _constant(read.inputs[1]), _constant(bias)
+    levels, scale = (_constant(each) for each in weight.inputs[:2])
+    if step is None or values is None or not rounds_finely(torch.from_numpy(levels.copy())):
+        return
+    values, step = values.astype(np.float64), np.float64(step)
+    scale = np.broadcast_to(scale.astype(np.float64), values.shape)
+    # a row of zeros has any scale: one that its bias is a multiple of
+    dead = ~levels.reshape(len(levels), -1).any(1) & (values != 0)
+    scale = np.where(dead, np.abs(values) / step / 2**20, scale).astype(np.float32)
+    unit = step.astype(np.float32) * scale
+    rounded = np.rint(values / unit)
+    if np.abs(rounded).max(initial=0) >= 2**31 or not unit.all():
+        return
+    name = node.outputs[0].name
+    _replace(graph, weight, 1, f"{weight.outputs[0].name}_scale", scale)
+    integers = [_initializer(graph, f"{name}_bias_levels", rounded.astype(np.int32))]
+    integers.append(_initializer(graph, f"{name}_bias_scale", unit))
+    dequantized = ir.node("DequantizeLinear", integers, {"axis": 0})
+    made = dequantized.outputs[0]
+    made.name, made.shape, made.dtype = f"{name}_bias", bias.shape, bias.dtype
+    graph.insert_before(node, dequantized)
+    node.replace_input_with(2, made)
+    _forget(graph, bias)
+    if node.op_type == "Gemm":  # ONNX Runtime looks for zero points there
+        weight.resize_inputs(3)
+        _replace(graph, weight, 2, f"{name}_zeros", np.zeros(len(scale), np.int8))
+
+
+def _bytes_read(node: Any) -> Any:
+    """Return what dequantizes the input of a layer, if its grid has all 256 levels of a byte."""
+    read = node.inputs[0].producer()
+    if read is None or read.op_type != "DequantizeLinear":
+        return None
+    made = read.inputs[0].producer()
+    return read if made is not None and made.op_type == "QuantizeLinear" else None
+
+
+def _dequantized(value: Any) -> Any:
+    """Return the node that computes a weight from constant levels, for this use alone."""
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or len(value.uses()) > 1:
+        return None
+    return None if _constant(node.inputs[0]) is None else node
+
+
+def _turn(graph: Any, weight: Any) -> None:
+    """Let the node of a matrix with a scale for each row compute its transpose."""
+    import onnx_ir as ir
+
+    levels = _constant(weight.inputs[0]).T
+    _replace(graph, weight, 0, f"{weight.outputs[0].name}_levels", levels)
+    weight.attributes["axis"] = ir.AttrInt64("axis", 1)
+    weight.outputs[0].shape = ir.Shape(levels.shape)
+
+
+def _replace(graph: Any, node: Any, place: int, name: str, array: Array) -> None:
+    """Let a node read a new constant."""
+    old = node.inputs[place]
+    node.replace_input_with(place, _initializer(graph, name, array))
+    _forget(graph, old)
+
+
+def _initializer(graph: Any, name: str, array: Array) -> Any:
+    """Add a constant to a graph."""
+    import onnx_ir as ir
+
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape))
+    value.dtype = tensor.dtype
+    graph.initializers.pop(name, None)
+    graph.register_initializer(value)
+    return value
+
+
+def _forget(graph: Any, value: Any) -> None:
+    """Drop a constant that nothing reads any more."""
+    if value is not None and not value.uses() and value.is_initializer():
+        graph.initializers.pop(value.name, None)
+
+
+def _drop(graph: Any, node: Any, instead: Any) -> None:
+    """Remove a node; another value takes the place of what it returned."""
+    node.outputs[0].replace_all_uses_with(instead, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _attribute(node: Any, name: str, default: float) -> float:
+    found = node.attributes.get(name)
+    return default if found is None else float(found.value)
+
+
+def _constant(value: Any) -> Any:
+    """Return the array that a value always is, or None."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
