@@ -47,7 +47,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> sc.Result:
 
 def test_everything_promised_is_written(finished: sc.Result) -> None:
     names = {path.name for path in finished.folder.iterdir()}
-    promised = {"model.secateur", "model.onnx", "report.json", "report.html", "recipe.yaml"}
+    artifacts = {"model.secateur", "model.onnx", "predict.py"}
+    promised = artifacts | {"report.json", "report.html", "recipe.yaml"}
     assert promised | {"checkpoint"} == names
     schema.validate(json.loads((finished.folder / "report.json").read_text()))
 
