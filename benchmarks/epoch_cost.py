@@ -1,6 +1,6 @@
 """What ADMM adds to a training step: interleaved medians against the same step without it.
 
-    python benchmarks/epoch_cost.py
+    python benchmarks/epoch_cost.py [lenet5] [resnet20] [--rounds 15]
 
 A block is as many steps as lie between two updates of Z and U in an ADMM phase of 8 epochs of
 55,000 images (34 steps at batch 128, one projection), so a block costs what the same share of an
@@ -23,6 +23,7 @@ from secateur.methods import ADMM, METHODS, Method, Phase
 from secateur.sets import ConstraintSet, Filter, Levels, Unstructured
 from secateur.zoo import lenet5, resnet20
 
+NETWORKS = {"lenet5": lenet5, "resnet20": resnet20}
 BATCH, IMAGES, EPOCHS = 128, 55_000, 8
 STEPS = -(-IMAGES // BATCH)  # per epoch
 BLOCK = EPOCHS * STEPS // 100
@@ -65,19 +66,22 @@ def measure(build: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure both networks, print and keep the ratios."""
+    """Measure networks, print the ratios and keep them beside those of others."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("networks", nargs="*", choices=[[], *NETWORKS], default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    results: dict[str, Any] = {"threads": options.threads, "rounds": options.rounds, "block": BLOCK}
-    for build in (lenet5, resnet20):
-        found = results[build.__name__] = measure(build, options.rounds)
-        print(build.__name__, {name: round(value, 3) for name, value in found["ratio"].items()})
-    (RESULTS / "epoch-cost.json").write_text(json.dumps(results, indent=1))
+    path = RESULTS / "epoch-cost.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.networks:
+        found = measure(NETWORKS[name], options.rounds)
+        print(name, {target: round(value, 3) for target, value in found["ratio"].items()})
+        how = {"threads": options.threads, "rounds": options.rounds, "block": BLOCK}
+        path.write_text(json.dumps(results := results | {name: how | found}, indent=1))
 
 
 if __name__ == "__main__":

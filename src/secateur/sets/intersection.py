@@ -13,6 +13,7 @@ from secateur.codec import Quantized
 from secateur.sets.base import ConstraintSet, Pattern, energy
 from secateur.sets.levels import Levels, as_quantized, at_scale, best_scale, find_scale
 from secateur.sets.levels import nearest_levels as nearest
+from secateur.sets.unstructured import Unstructured
 
 ALTERNATIONS = 20
 """Rounds of support and scale; element-wise patterns settle in the second."""
@@ -107,11 +108,14 @@ class Intersection(ConstraintSet):
         kept = energy(weight, metric)
         support = self._support(kept)
         snapped = weight
+        exact = metric is None and [type(each) for each in self.patterns] == [Unstructured]
         for _ in range(ALTERNATIONS if self.levels else 0):
             assert self.levels is not None
             grid = (0, *self.levels.magnitudes) if self.elementwise else self.levels.grid
             scale = best_scale(weight[support], grid)
             snapped = at_scale(nearest(weight, scale, grid), scale, weight.dtype)
+            if exact:  # whatever would rather be zero is there by its level
+                break
             lost = energy(weight.double() - snapped.double(), metric)
             support, previous = self._reconsidered(support, kept - lost), support
             if torch.equal(support, previous):
