@@ -128,15 +128,9 @@ class PostTraining(RetrainedMethod):
         o = self.options
         device = next(self.model.parameters()).device
         batches = torch.split(self.example_input.to(device), BATCH)
+        solver: dict[str, Any] = {"iterations": o.iterations, "rho": o.rho, "damping": o.damping}
         if o.activation_bits is None:
-            fits = reconstruct(
-                self.model,
-                batches,
-                self.plan,
-                iterations=o.iterations,
-                rho=o.rho,
-                damping=o.damping,
-            )
+            fits = reconstruct(self.model, batches, self.plan, **solver)
         else:
             fits = quantize(
                 self.model,
@@ -148,9 +142,7 @@ class PostTraining(RetrainedMethod):
                 equalize=o.equalize,
                 bias_correction=o.bias_correction,
                 profile="vnni",  # the plan has been narrowed
-                iterations=o.iterations,
-                rho=o.rho,
-                damping=o.damping,
+                **solver,
             ).fits
         self.errors = {
             "error": sum(each.error for each in fits) / len(fits),
