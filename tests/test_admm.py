@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.errors import RecipeError
 from secateur.methods import ADMM, Phase
+from secateur.methods.admm import unsettled
 from secateur.methods.purify import purified
 from secateur.methods.rho import next_rho
 from secateur.plan import build_plan
@@ -178,6 +179,15 @@ def test_residuals_shrink_as_rho_grows() -> None:
         primal.append(method.metrics()["primal"])
     assert method.metrics()["rho"] == pytest.approx(10.0)
     assert primal[-1] < 0.05 < primal[0]
+
+
+def test_the_report_names_phases_that_ended_far_from_their_sets() -> None:
+    def row(stage: int, step: int, primal: float) -> dict:
+        return {"stage": stage, "step": step, "phase": "admm", "primal": primal}
+
+    history = [{"stage": None}, row(0, 0, 0.9), row(0, 0, 0.1), row(0, 1, 0.1), row(0, 1, 0.9)]
+    (note,) = unsettled([*history, {"stage": 0, "step": 1, "phase": "retrain"}])
+    assert note.startswith("stage 0, step 1: ADMM ended 90% of")
 
 
 def test_balanced_rho_follows_the_residuals() -> None:

@@ -30,6 +30,7 @@ from secateur.errors import RecipeError, SecateurError
 from secateur.files import atomic
 from secateur.finish import finish, load_dense, save_dense, settle
 from secateur.methods import METHODS, Method, Phase
+from secateur.methods.admm import unsettled
 from secateur.plan import Plan, build_plan
 from secateur.recipe import Recipe, Stage, load_recipe
 from secateur.reference import build
@@ -131,7 +132,7 @@ def compress(
         teacher=course.dense,
     )
     trainer.run(_segments(task, recipe, course.plans), resume, course.before, course.after)
-    notes = [*course.notes, *([] if task.labelled else [NO_LABELS])]
+    notes = [*course.notes, *unsettled(trainer.history), *([] if task.labelled else [NO_LABELS])]
     settled = settle(task.model, course.finished(), notes)
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)

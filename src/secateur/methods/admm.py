@@ -30,6 +30,9 @@ from secateur.methods.rho import RUNGS, Schedule, first_rho, growth_factor, next
 from secateur.methods.support import FrozenSupport
 from secateur.plan import Plan
 
+FAR = 0.5
+"""Primal residual, relative to the norm of W, above which a phase has not settled."""
+
 
 class ADMMOptions(RetrainOptions):
     """Options of ADMM; the defaults suit a few minutes of training on MNIST-sized data."""
@@ -271,6 +274,23 @@ class Proximity(torch.autograd.Function):
         """Return rho (w - z + u) times the incoming gradient."""
         (difference,) = ctx.saved_tensors
         return difference.mul(gradients[0] * ctx.rho), None, None, None
+
+
+def unsettled(history: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say, for the report, which ADMM phases ended with weights still far from their sets.
+
+    Projection then changes the network so much that little of the phase is left but its zeros.
+
+    Args:
+        history: rows of a run's epochs, in order, with the residuals of :meth:`ADMM.metrics`.
+    """
+    last = {(row["stage"], row["step"]): row for row in history if row.get("phase") == "admm"}
+    return [
+        f"stage {stage}, step {step}: ADMM ended {row['primal']:.0%} of the weights' norm away "
+        "from their sets; a larger rho_max or more epochs may give a better network"
+        for (stage, step), row in last.items()
+        if row.get("primal", 0.0) > FAR
+    ]
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
