@@ -11,15 +11,16 @@ method the rest, (1 - E) W. An optimizer that steps from W~ by some amount takes
 amount, so it works with any optimizer. Decay in the optimizer sees W~, the weights in use: what
 pruned ones decay by is lambda, all of it (the paper's 2e-4 beside weight decay 5e-5 is 2.5e-4).
 
-Through the gradient, lambda passes momentum and Adam's scaling; ``decoupled`` goes past them, by
-lr lambda a step. A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead,
+Coupled, the term joins gradients when the optimizer reads them, where its own L2 decay does: once
+a step, after they were accumulated, averaged over processes, unscaled and clipped, and before
+momentum and Adam's scaling. ``decoupled`` goes past these, by lr lambda a step. A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead,
 whose second moments Adam keeps (``precondition``), is that of STEP; in a loop of your own use
 :class:`secateur.methods.FrozenAdam`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from secateur.errors import RecipeError
 from secateur.methods.base import Phase, register
+from secateur.methods.joining import JoinedGradients
 from secateur.methods.retrain import RetrainedMethod, RetrainOptions
 from secateur.methods.support import FrozenSupport
 
@@ -70,8 +72,9 @@ class SRSTE(RetrainedMethod):
     Where there is a pattern any weight may come back, but for zeros of an earlier stage that levels
     of this one have no value for; layers that only get levels keep all their zeros.
 
-    In a loop of your own, ``attach`` leaves the model with masked weights at once, and ``step``
-    needs the learning rate only if decay is decoupled.
+    In a loop of your own, ``attach`` leaves the model with masked weights at once. ``step`` needs
+    the learning rate if decay is decoupled; if not, the optimizer is one of ``torch.optim`` or
+    derived from its base class.
 
     **SAD**, the sparse architecture divergence, counts the weights whose state, kept or pruned,
     differs between two steps: ``metrics`` has that from the first choice of masks to the latest,
@@ -82,6 +85,7 @@ class SRSTE(RetrainedMethod):
     summary = "training with straight-through masks, pruned weights decayed (arXiv 2102.04010)"
     Options = SRSTEOptions
     options: SRSTEOptions
+    joined: JoinedGradients | None = None
 
     def attach(self, model: nn.Module) -> SRSTE:
         """Bind to a model and mask its weights."""
@@ -94,6 +98,8 @@ class SRSTE(RetrainedMethod):
         self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")
         self._drop_masks()
         self._start()
+        if self.options.mode == "coupled":
+            self.joined = JoinedGradients(self._terms)
         return self
 
     def phases(self) -> tuple[Phase, ...]:
@@ -157,14 +163,14 @@ class SRSTE(RetrainedMethod):
         return o.decay * min(1.0, self.count / o.anneal) if o.anneal else o.decay
 
     def penalty(self) -> Tensor:
-        """Return lambda/2 ||(1 - E) W||^2, whose gradient is that of SR-STE; zero if decoupled."""
-        if self.options.mode == "decoupled" or not self.decay or not self.rest:
-            return torch.zeros(())
-        terms = (
-            PrunedDecay.apply(self.weights[name], rest, self.decay)
-            for name, rest in self.rest.items()
-        )
-        return torch.stack(list(terms)).sum()
+        """Return zero: decay joins gradients, or passes by them."""
+        return torch.zeros(())
+
+    def _terms(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Yield each weight with what its gradient gets: (1 - E) W, times lambda."""
+        if self.decay:
+            for name, rest in self.rest.items():
+                yield self.weights[name], rest, self.decay
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
@@ -200,6 +206,8 @@ class SRSTE(RetrainedMethod):
         if not self.hard or self.approximate:
             self.harden()
         self.support.unhook()
+        if self.joined:
+            self.joined.end()
         return self.model
 
     @property
@@ -239,23 +247,6 @@ class SRSTE(RetrainedMethod):
         self.first, self.earlier = dict(state["first"]), dict(state["earlier"])
         self.count, self.hard = state["count"], state["hard"]
         self.support.load_state_dict(state["support"])
-
-
-class PrunedDecay(torch.autograd.Function):
-    """lambda/2 ||rest||^2 with the gradient lambda rest, as if by the weight in use."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, rest: Tensor, decay: float) -> Tensor:
-        """Return the scalar; ``weight`` only receives the gradient."""
-        ctx.save_for_backward(rest)
-        ctx.decay = decay
-        return rest.flatten().dot(rest.flatten()).mul_(decay / 2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Return lambda rest times the incoming gradient."""
-        (rest,) = ctx.saved_tensors
-        return rest.mul(gradients[0] * ctx.decay), None, None
 
 
 def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, int]:
