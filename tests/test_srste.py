@@ -359,6 +359,48 @@ def test_levels_come_with_masked_retraining() -> None:
         assert not bool(((weight != 0) & ~masks[name]).any())
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_joint_levels_are_those_of_a_loop_with_lsq(zero: bool) -> None:
+    """The reference keeps W and the scale, and takes the slope of rounding from autograd."""
+    levels, pattern, lr, decay = Levels(3, zero=zero), NM(2, 4), 0.02, 0.3
+    model = small_model()
+    method = SRSTE(pattern & levels, decay=decay, joint=True, scale="trained").attach(model)
+    names = list(method.weights)
+    whole = {name: dict(small_model().named_parameters())[name].detach().clone() for name in names}
+    scales = {name: method.moving[name].scale for name in names}
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    generator = torch.Generator().manual_seed(1)
+    highest = levels.magnitudes[-1]
+    for _ in range(12):
+        latent = {name: pattern.project(weight) for name, weight in whole.items()}
+        inputs = torch.randn(32, 8, generator=generator)
+        nn.functional.cross_entropy(model(inputs), inputs[:, :3].argmax(1)).backward()
+        gradients = {name: method.weights[name].grad.detach().clone() for name in names}
+        for name, value in latent.items():
+            scale = torch.tensor(scales[name], requires_grad=True)
+            ratio = value / scale
+            size = (ratio.abs() - 0.5).ceil().clamp(levels.grid[0], highest).detach()
+            level = torch.where(value == 0, 0, torch.where(value < 0, -size, size))
+            inside = ratio.abs() < highest
+            used = torch.where(inside, (level - ratio).detach() + ratio, level) * scale
+            torch.testing.assert_close(used.detach(), method.weights[name].detach())
+            (used * gradients[name]).sum().backward()
+            assert scale.grad is not None
+            kept = int((value != 0).sum())
+            scales[name] -= lr * float(scale.grad) / (kept * highest) ** 0.5
+            whole[name] -= lr * (gradients[name] + decay * (value == 0) * whole[name])
+        optimizer.step()
+        optimizer.zero_grad()
+        method.step()
+        for name in names:
+            assert method.moving[name].scale == pytest.approx(scales[name], rel=1e-4)
+            assert (pattern & levels).contains(method.weights[name])
+    assert not method.approximate
+    used = {name: weight.detach().clone() for name, weight in method.weights.items()}
+    method.finalize()
+    assert all(torch.equal(used[name], method.weights[name]) for name in names)
+
+
 def test_one_shot_masks_are_magnitude_pruning_without_a_schedule() -> None:
     """ASP: mask the trained network once, by magnitude, and train again."""
     model = small_model()

@@ -30,12 +30,13 @@ from torch import Tensor, nn
 from secateur.errors import RecipeError
 from secateur.methods.base import Phase, register
 from secateur.methods.joining import JoinedGradients
+from secateur.methods.moving import MovingLevels
 from secateur.methods.retrain import RetrainedMethod, RetrainOptions
-from secateur.methods.support import FrozenSupport
+from secateur.methods.support import FrozenSupport, levels_of
 
 
 class SRSTEOptions(RetrainOptions):
-    """Options of SR-STE; masked retraining, by default none, is where levels come in."""
+    """Options of SR-STE; levels come in masked retraining, by default none, or are there before."""
 
     epochs: int = Field(10, ge=1, description="epochs of training with masks that may change")
     lr: float | None = Field(None, gt=0, description="peak learning rate while masks may change")
@@ -47,6 +48,9 @@ class SRSTEOptions(RetrainOptions):
         0, ge=0, description="optimizer steps in which decay rises from 0 to its full value"
     )
     interval: int = Field(1, ge=1, description="optimizer steps between choices of the masks")
+    joint: bool = Field(
+        False, description="weights are on their levels already while masks may change"
+    )
     precondition: int = Field(
         0,
         ge=0,
@@ -68,6 +72,9 @@ class SRSTEOptions(RetrainOptions):
 @register
 class SRSTE(RetrainedMethod):
     """Training with straight-through masks and decay of what they prune.
+
+    **Levels** come in retraining, or (``joint``) are there from the first mask on: W~ is E W rounded,
+    straight-through in the same way, and the scale is fitted or trained as in retraining.
 
     Where there is a pattern any weight may come back, but for zeros of an earlier stage that levels
     of this one have no value for; layers that only get levels keep all their zeros.
@@ -96,6 +103,7 @@ class SRSTE(RetrainedMethod):
             row.parameter for row in self.patterns.compressed if row in stated.without_levels().rows
         ]
         self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")
+        self.moving: dict[str, MovingLevels] = {}
         self._drop_masks()
         self._start()
         if self.options.mode == "coupled":
@@ -127,10 +135,13 @@ class SRSTE(RetrainedMethod):
     @torch.no_grad()
     def _unmask(self) -> None:
         """Give the model W; nothing is left to the method."""
+        self._lift()
+        self.moving = {}
         for name, rest in self.rest.items():
             self.weights[name].add_(rest)
         self._drop_masks()
 
+    @torch.no_grad()
     def _start(self) -> None:
         self._unmask()
         self.support.release_levels()
@@ -142,6 +153,12 @@ class SRSTE(RetrainedMethod):
             for masks in (self.masks, self.earlier):
                 masks[row.parameter] = torch.zeros_like(weight, dtype=torch.bool)
         self._choose()
+        if self.options.joint:
+            self.moving = {
+                name: MovingLevels(self.weights[name], levels)
+                for name, levels in levels_of(self.plan).items()
+            }
+            self.support.watch_gradients(tuple(self.moving))
         self.first = {name: mask.clone() for name, mask in self.masks.items()}
         self.earlier = {name: mask.clone() for name, mask in self.masks.items()}
 
@@ -150,6 +167,15 @@ class SRSTE(RetrainedMethod):
         self.masks, self.earlier = self.earlier, self.masks
         weights = {name: self.weights[name].detach() for name in self.rest}
         self.patterns.part_(weights, self.rest, self.masks, self.model)
+
+    def _lift(self) -> None:
+        """Give the model its weights in use as they were before rounding."""
+        for name, moving in self.moving.items():
+            moving.lift(self.weights[name], self.support.gradients.pop(name, None))
+
+    def _lower(self) -> None:
+        for name, moving in self.moving.items():
+            moving.lower(self.weights[name], fit=not self.support.trained)
 
     @property
     def flips(self) -> dict[str, int]:
@@ -180,8 +206,14 @@ class SRSTE(RetrainedMethod):
             RecipeError: decay is decoupled and ``lr`` is not given.
         """
         self.support.hold()
-        if self.hard or not self.masks:
+        if self.hard or not (self.masks or self.moving):
             return
+        self._lift()
+        self._move(lr)
+        self._lower()
+
+    def _move(self, lr: float | None) -> None:
+        """Take W along, which the model and the rest are parts of, and part it again."""
         if self.options.mode == "decoupled":
             if lr is None:
                 raise RecipeError("mode: decoupled needs the learning rate; call step(lr).")
@@ -199,7 +231,7 @@ class SRSTE(RetrainedMethod):
     def harden(self, share: float = 1.0) -> None:
         """Drop what is pruned, freeze zeros, and bring a share of what is left to its levels."""
         super().harden(share)
-        self.rest = {}
+        self.rest, self.moving = {}, {}
 
     def finalize(self) -> nn.Module:
         """End training with masks if that has not happened yet; return the model."""
@@ -213,7 +245,8 @@ class SRSTE(RetrainedMethod):
     @property
     def approximate(self) -> bool:
         """True without masks, and until all levels are in place."""
-        return self.support.partial or (not self.hard and (self.quantizes or not self.masks))
+        free = (self.quantizes and not self.moving) or not (self.masks or self.moving)
+        return self.support.partial or (not self.hard and free)
 
     def metrics(self) -> dict[str, float]:
         """Return lambda, SAD since the masks were first chosen, by layer too, and the flip rate."""
@@ -238,6 +271,7 @@ class SRSTE(RetrainedMethod):
             "earlier": self.earlier,
             "count": self.count,
             "hard": self.hard,
+            "moving": {name: moving.state_dict() for name, moving in self.moving.items()},
             "support": self.support.state_dict(),
         }
 
@@ -247,6 +281,12 @@ class SRSTE(RetrainedMethod):
         self.first, self.earlier = dict(state["first"]), dict(state["earlier"])
         self.count, self.hard = state["count"], state["hard"]
         self.support.load_state_dict(state["support"])
+        levels = levels_of(self.plan)
+        self.moving = {
+            name: MovingLevels.restored(saved, self.weights[name], levels[name])
+            for name, saved in state["moving"].items()
+        }
+        self.support.watch_gradients(tuple(self.moving))
 
 
 def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, int]:
