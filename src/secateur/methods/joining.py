@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from secateur.methods.support import local
 
 Terms = Callable[[], Iterator[tuple[Tensor, Tensor, float]]]
 """Returns parameters, each with a tensor of its shape and the factor of that."""
@@ -27,7 +29,8 @@ class JoinedGradients:
     gradients in a closure get the terms each time they do.
 
     Args:
-        terms: a bound method; once its object is gone, nothing is added any more.
+        terms: a bound method; of a sharded parameter, the term is that of its shard here. Once its
+            object is gone, nothing is added any more.
     """
 
     def __init__(self, terms: Terms) -> None:
@@ -67,7 +70,8 @@ def _join(terms: Terms, optimizer: Optimizer) -> None:
     for parameter, term, factor in terms():
         if id(parameter) not in own or parameter.grad is None:
             continue
+        gradient = local(parameter.grad)
         if scale is None:
-            parameter.grad.add_(term, alpha=factor)
+            gradient.add_(term, alpha=factor)
         else:
-            parameter.grad.addcmul_(term, scale.to(term.device), value=factor)
+            gradient.addcmul_(term, scale.to(term.device), value=factor)

@@ -13,8 +13,10 @@ pruned ones decay by is lambda, all of it (the paper's 2e-4 beside weight decay 
 
 Coupled, the term joins gradients when the optimizer reads them, where its own L2 decay does: once
 a step, after they were accumulated, averaged over processes, unscaled and clipped, and before
-momentum and Adam's scaling. ``decoupled`` goes past these, by lr lambda a step. A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead,
-whose second moments Adam keeps (``precondition``), is that of STEP; in a loop of your own use
+momentum and Adam's scaling. ``decoupled`` goes past these, by lr lambda a step.
+
+A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead, whose second moments
+Adam keeps (``precondition``), is that of STEP; in a loop of your own use
 :class:`secateur.methods.FrozenAdam`.
 """
 
@@ -32,7 +34,8 @@ from secateur.methods.base import Phase, register
 from secateur.methods.joining import JoinedGradients
 from secateur.methods.moving import MovingLevels
 from secateur.methods.retrain import RetrainedMethod, RetrainOptions
-from secateur.methods.support import FrozenSupport, levels_of
+from secateur.methods.support import FrozenSupport, levels_of, local
+from secateur.sets import NM
 
 
 class SRSTEOptions(RetrainOptions):
@@ -73,8 +76,11 @@ class SRSTEOptions(RetrainOptions):
 class SRSTE(RetrainedMethod):
     """Training with straight-through masks and decay of what they prune.
 
-    **Levels** come in retraining, or (``joint``) are there from the first mask on: W~ is E W rounded,
-    straight-through in the same way, and the scale is fitted or trained as in retraining.
+    **Levels** come in retraining, or (``joint``) are there from the first mask on: W~ is E W
+    rounded, straight-through in the same way, and the scale is fitted or trained as in retraining.
+
+    **Shards** of FSDP2 (attach once the model is sharded) choose for themselves, where outputs do:
+    at n:m without ``rows`` or levels. Counts of weights are then those of the shard.
 
     Where there is a pattern any weight may come back, but for zeros of an earlier stage that levels
     of this one have no value for; layers that only get levels keep all their zeros.
@@ -97,6 +103,9 @@ class SRSTE(RetrainedMethod):
     def attach(self, model: nn.Module) -> SRSTE:
         """Bind to a model and mask its weights."""
         super().attach(model)
+        self.parameters = self.weights
+        self.weights = {name: local(each) for name, each in self.parameters.items()}
+        self._require_rows()
         stated, self.plan = self.plan, self.plan.within(self.weights)
         self.patterns = self.plan.without_levels()
         self.revivable = [
@@ -109,6 +118,16 @@ class SRSTE(RetrainedMethod):
         if self.options.mode == "coupled":
             self.joined = JoinedGradients(self._terms)
         return self
+
+    def _require_rows(self) -> None:
+        """Refuse sharded weights whose sets are not about one output at a time."""
+        for row in self.plan.compressed:
+            whole = self.weights[row.parameter].shape == self.parameters[row.parameter].shape
+            if not whole and not (isinstance(row.set, NM) and row.set.rows == 1):
+                raise RecipeError(
+                    f"set: {row.set} of '{row.layer}' looks at more than the shard that is here.\n"
+                    "Remedy: nm without rows and without levels, or leave that layer whole."
+                )
 
     def phases(self) -> tuple[Phase, ...]:
         """Return dense training, if any, masks that may change, and retraining with the last."""
@@ -196,7 +215,7 @@ class SRSTE(RetrainedMethod):
         """Yield each weight with what its gradient gets: (1 - E) W, times lambda."""
         if self.decay:
             for name, rest in self.rest.items():
-                yield self.weights[name], rest, self.decay
+                yield self.parameters[name], rest, self.decay
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:

@@ -34,7 +34,7 @@ class FrozenSupport:
         self.trained = trained
         self.gradients: dict[str, Tensor] = {}
         self.hooks: list[RemovableHandle] = []
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: local(each) for name, each in model.named_parameters()}
         self.levels = levels_of(plan)
         self.last = [n for n, each in model.named_modules() if isinstance(each, PRUNABLE)][-1]
         self.dead: dict[str, Tensor] = {}
@@ -140,6 +140,13 @@ class FrozenSupport:
             for name, saved in state["latent"].items()
         }
         self.watch_gradients()
+
+
+@torch.no_grad()
+def local(parameter: Tensor) -> Tensor:
+    """Return a parameter's shard in this process, of the same memory, or all if it is whole."""
+    shard = getattr(parameter, "to_local", None)  # only a DTensor, as FSDP2 makes them, has it
+    return parameter if shard is None else shard()  # type: ignore[no-any-return]
 
 
 def _remember(gradients: dict[str, Tensor], name: str, weight: Tensor) -> None:
