@@ -146,7 +146,7 @@ class FrozenSupport:
 def local(parameter: Tensor) -> Tensor:
     """Return a parameter's shard in this process, of the same memory, or all if it is whole."""
     shard = getattr(parameter, "to_local", None)  # only a DTensor, as FSDP2 makes them, has it
-    return parameter if shard is None else shard()  # type: ignore[no-any-return]
+    return parameter if shard is None else shard()
 
 
 def _remember(gradients: dict[str, Tensor], name: str, weight: Tensor) -> None:
