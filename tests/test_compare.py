@@ -23,7 +23,12 @@ from typer.testing import CliRunner, Result
 import secateur as sc
 from secateur import cli
 from secateur.comparison import crew
-from secateur.comparison.fairness import epochs_of, require_equal_epochs, require_one_task
+from secateur.comparison.fairness import (
+    epochs_behind,
+    epochs_of,
+    require_equal_epochs,
+    require_one_task,
+)
 from secateur.comparison.figures import Entry, Form, Seed, form_of
 from secateur.comparison.jobs import plan_jobs
 from secateur.comparison.statistics import Statistic, pareto_front
@@ -79,6 +84,14 @@ def test_epochs_are_those_that_a_run_trains(options: dict[str, Any], tmp_path: P
     result = sc.compress(digits_task(), content, out=tmp_path)
     loaded = sc.load_recipe({**TASK, **content})
     assert epochs_of(loaded) == len(result.report["history"])
+
+
+def test_dense_training_counts_unless_it_is_only_beside() -> None:
+    scratch = recipe("a", scratch=True)
+    taught = recipe("b", stage(distill=0.5), scratch=True)
+    assert epochs_of(scratch) == epochs_of(taught) == epochs_behind(taught)
+    assert epochs_behind(scratch) == epochs_of(scratch) - TASK["train"]["epochs"]
+    assert epochs_behind(recipe("c")) == epochs_of(recipe("c"))
 
 
 def test_unequal_training_is_refused_with_the_list() -> None:

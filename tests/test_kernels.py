@@ -142,6 +142,14 @@ def test_twin_is_the_brute_force_choice(shape: tuple[int, ...], n: int, m: int) 
         assert not torch.signbit(applied[applied == 0]).any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_pattern_is_the_brute_force_choice(dtype: torch.dtype) -> None:
+    weight = drawn((3, 35, 2), 1, dtype)  # no multiple of most m; ties, zeros of both signs
+    for (n, m), axis in itertools.product(PATTERNS, range(3)):
+        found = nm_mask(weight, n, m, axis)
+        assert torch.equal(found, brute_mask(weight, n, m, axis)), (n, m, axis)
+
+
 @needs_native
 def test_several_threads_make_what_one_makes() -> None:
     weight = drawn((1037, 1021), 0)

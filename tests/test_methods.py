@@ -51,6 +51,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "srste": ("srste", {"decay": 1e-2}),
     "srste decoupled": ("srste", {"decay": 1e-2, "mode": "decoupled", "anneal": 9, "interval": 4}),
+    "srste on levels": ("srste", {"decay": 1e-2, "joint": True, "scale": "trained"}),
     "srste after dense training": ("srste", {"mode": "decoupled", "precondition": 1}),
 }
 UNPROJECTED = {"djpq", "post_training"}

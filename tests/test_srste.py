@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import secateur as sc
 from secateur import data
@@ -70,8 +72,10 @@ def test_without_a_gradient_pruned_weights_shrink_and_kept_ones_stay() -> None:
     model = line()
     method = SRSTE(NM(2, 4), decay=0.5).attach(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    assert float(method.penalty().detach()) == 0.25 * (1.0 + 0.25 + 0.0625**2)
-    method.penalty().backward()
+    optimizer.step()  # no gradient at all: no decay, as with that of the optimizer
+    method.step()
+    torch.testing.assert_close(dense(method), torch.tensor(START).view(2, 4))
+    model[0].weight.grad = torch.zeros(2, 4)
     optimizer.step()
     method.step()
     shrunk = [1 - 0.05, -2.0, 0.5 * 0.95, 3.0, 0.25, 0.0, -0.125, 0.0625 * 0.95]
@@ -151,6 +155,80 @@ def test_decay_rises_to_its_value() -> None:
         seen.append(method.metrics()["decay"])
         method.step()
     assert seen == [0, 0.125, 0.25, 0.375, 0.5, 0.5]
+
+
+ALMOST = {"rtol": 1e-6, "atol": 1e-7}
+
+
+def test_the_term_joins_accumulated_gradients_once() -> None:
+    model = line()
+    method = SRSTE(NM(2, 4), decay=0.5).attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    slope = torch.arange(1.0, 9.0).view(2, 4)
+    for _ in range(4):
+        ((model[0].weight * slope).sum() / 4 + method.penalty()).backward()
+    optimizer.step()
+    method.step()
+    torch.testing.assert_close(dense(method), one_step("coupled", 0.5), **ALMOST)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_term_is_not_scaled_with_the_loss(fused: bool) -> None:
+    """Fused optimizers unscale gradients by themselves, in the step that the term joins."""
+    model = line()
+    method = SRSTE(NM(2, 4), decay=0.5).attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024)
+    slope = torch.arange(1.0, 9.0).view(2, 4)
+    scaler.scale((model[0].weight * slope).sum() + method.penalty()).backward()
+    scaler.step(optimizer)
+    method.step()
+    torch.testing.assert_close(dense(method), one_step("coupled", 0.5), **ALMOST)
+
+
+def test_the_term_is_not_clipped_with_the_gradient() -> None:
+    model = line()
+    method = SRSTE(NM(2, 4), decay=0.5).attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    (1e6 * model[0].weight).sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-12)
+    optimizer.step()
+    method.step()
+    shrunk = [1 - 0.05, -2.0, 0.5 * 0.95, 3.0, 0.25, 0.0, -0.125, 0.0625 * 0.95]
+    torch.testing.assert_close(dense(method), torch.tensor(shrunk).view(2, 4), **ALMOST)
+
+
+def test_the_term_joins_gradients_of_a_closure() -> None:
+    model = line()
+    method = SRSTE(NM(2, 4), decay=0.5).attach(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (model[0].weight * torch.arange(1.0, 9.0).view(2, 4)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    method.step()
+    torch.testing.assert_close(dense(method), one_step("coupled", 0.5), **ALMOST)
+
+
+def test_the_term_joins_no_other_gradients_and_ends_with_the_method() -> None:
+    hooks = _global_optimizer_pre_hooks
+    gc.collect()
+    before = len(hooks)
+    model, other = line(), line()
+    method = SRSTE(NM(2, 4), decay=0.5).attach(model)
+    other[0].weight.grad = torch.zeros(2, 4)
+    torch.optim.SGD(other.parameters(), 0.1).step()
+    assert other[0].weight.flatten().tolist() == START
+    assert len(hooks) == before + 1
+    method.finalize()
+    assert len(hooks) == before
+    SRSTE(NM(2, 4)).attach(line())
+    gc.collect()
+    assert len(hooks) == before
 
 
 def test_decoupled_decay_is_not_multiplied_by_momentum() -> None:
@@ -279,6 +357,48 @@ def test_levels_come_with_masked_retraining() -> None:
     for name, weight in method.weights.items():
         assert target.contains(weight)
         assert not bool(((weight != 0) & ~masks[name]).any())
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_joint_levels_are_those_of_a_loop_with_lsq(zero: bool) -> None:
+    """The reference keeps W and the scale, and takes the slope of rounding from autograd."""
+    levels, pattern, lr, decay = Levels(3, zero=zero), NM(2, 4), 0.02, 0.3
+    model = small_model()
+    method = SRSTE(pattern & levels, decay=decay, joint=True, scale="trained").attach(model)
+    names = list(method.weights)
+    whole = {name: dict(small_model().named_parameters())[name].detach().clone() for name in names}
+    scales = {name: method.moving[name].scale for name in names}
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    generator = torch.Generator().manual_seed(1)
+    highest = levels.magnitudes[-1]
+    for _ in range(12):
+        latent = {name: pattern.project(weight) for name, weight in whole.items()}
+        inputs = torch.randn(32, 8, generator=generator)
+        nn.functional.cross_entropy(model(inputs), inputs[:, :3].argmax(1)).backward()
+        gradients = {name: method.weights[name].grad.detach().clone() for name in names}
+        for name, value in latent.items():
+            scale = torch.tensor(scales[name], requires_grad=True)
+            ratio = value / scale
+            size = (ratio.abs() - 0.5).ceil().clamp(levels.grid[0], highest).detach()
+            level = torch.where(value == 0, 0, torch.where(value < 0, -size, size))
+            inside = ratio.abs() < highest
+            used = torch.where(inside, (level - ratio).detach() + ratio, level) * scale
+            torch.testing.assert_close(used.detach(), method.weights[name].detach())
+            (used * gradients[name]).sum().backward()
+            assert scale.grad is not None
+            kept = int((value != 0).sum())
+            scales[name] -= lr * float(scale.grad) / (kept * highest) ** 0.5
+            whole[name] -= lr * (gradients[name] + decay * (value == 0) * whole[name])
+        optimizer.step()
+        optimizer.zero_grad()
+        method.step()
+        for name in names:
+            assert method.moving[name].scale == pytest.approx(scales[name], rel=1e-4)
+            assert (pattern & levels).contains(method.weights[name])
+    assert not method.approximate
+    used = {name: weight.detach().clone() for name, weight in method.weights.items()}
+    method.finalize()
+    assert all(torch.equal(used[name], method.weights[name]) for name in names)
 
 
 def test_one_shot_masks_are_magnitude_pruning_without_a_schedule() -> None:

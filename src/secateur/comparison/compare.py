@@ -144,7 +144,7 @@ def _judges(
 def _report(
     recipes: Sequence[Recipe], dense: Entry, found: Mapping[str, Entry], verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
-    epochs = {recipe.name: fairness.epochs_of(recipe) for recipe in recipes}
+    epochs = {recipe.name: fairness.epochs_behind(recipe) for recipe in recipes}
     shown = [found[recipe.name] for recipe in recipes if recipe.name in found]
     originals = {recipe.name: recipe.to_dict() for recipe in recipes}
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.compression import DENSE_KEYS
 from secateur.errors import SecateurError
-from secateur.methods import METHODS
+from secateur.methods import METHODS, Phase
 from secateur.problems import show
 from secateur.recipe import Recipe
 
@@ -21,10 +21,24 @@ _OWN = (("train", "seed"), ("train", "threads"))
 def epochs_of(recipe: Recipe) -> int:
     """Return how many epochs a recipe trains in all, dense training included."""
     dense = 0 if recipe.weights else recipe.train.epochs
+    return dense + sum(phase.epochs for phase in _phases(recipe))
+
+
+def epochs_behind(recipe: Recipe) -> int:
+    """Return how many epochs went into the network that a recipe ends with.
+
+    Dense training is one of them where stages start from it or distil from it, and not where they
+    start from scratch and it is only there to compare with.
+    """
+    beside = recipe.scratch and not any(phase.distill for phase in _phases(recipe))
+    return epochs_of(recipe) - (recipe.train.epochs if beside and not recipe.weights else 0)
+
+
+def _phases(recipe: Recipe) -> list[Phase]:
     methods = (
         METHODS[stage.method](stage.target, **stage.options.model_dump()) for stage in recipe.stages
     )
-    return dense + sum(phase.epochs for method in methods for phase in method.phases())
+    return [phase for method in methods for phase in method.phases()]
 
 
 def require_names(recipes: Sequence[Recipe]) -> None:
@@ -74,7 +88,7 @@ def require_equal_epochs(recipes: Sequence[Recipe]) -> None:
     Raises:
         SecateurError: they do not; the message lists the epochs of each.
     """
-    epochs = {recipe.name: epochs_of(recipe) for recipe in recipes}
+    epochs = {recipe.name: epochs_behind(recipe) for recipe in recipes}
     if len(set(epochs.values())) > 1:
         listed = ", ".join(f"{name} {number}" for name, number in epochs.items())
         raise SecateurError(

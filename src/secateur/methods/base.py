@@ -149,7 +149,9 @@ class Method(ABC):
         self.plan = plan.fitted(model)
         self.model = model
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        self.weights = {row.parameter: parameters[row.parameter] for row in self.plan.compressed}
+        self.weights: dict[str, Tensor] = {
+            row.parameter: parameters[row.parameter] for row in self.plan.compressed
+        }
         return self
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:

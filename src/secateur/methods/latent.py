@@ -34,7 +34,7 @@ class LatentLevels:
     estimator, for any optimizer.
 
     **Scale.** It follows the latent values by one round of least squares per step, or it is
-    trained (:meth:`train_scale`).
+    trained (:func:`trained_scale`).
 
     **Snapping** (Zhou et al., INQ, arXiv 1702.03044, and ADMM-NN's code). While only a share of
     the values is on levels these are frozen, the others move freely, and the scale is fixed.
@@ -83,32 +83,14 @@ class LatentLevels:
         else:
             moved = values - self.held
             if gradient is not None:
-                self.train_scale(gradient.flatten()[self.index].double(), moved.double())
+                own = gradient.flatten()[self.index].double()
+                self.scale = trained_scale(
+                    self.scale, self.latent, own, moved.double(), self.levels.grid
+                )
             self.latent = self.latent + moved
             if not trained:
                 self.scale = refine_scale(self.latent, self.scale, self.levels.grid)
         self.write(weight)
-
-    def train_scale(self, gradient: Tensor, moved: Tensor) -> None:
-        """Take a step along LSQ's gradient of the scale (Esser et al., arXiv 1902.08153).
-
-        It is <gradient, slope> / sqrt(n * largest level) for n weights (:func:`scale_slope`).
-        The scale is no parameter of the optimizer, so its learning rate is what the optimizer's
-        step of the weights amounts to, ||moved|| / ||gradient||. Under plain SGD that is the
-        learning rate itself, hence LSQ's own update.
-
-        Args:
-            gradient: of the loss by the quantized values, float64.
-            moved: the optimizer's step of these values, float64.
-        """
-        length, grid = float(gradient.norm()), self.levels.grid
-        if length:
-            slope = scale_slope(self.latent, self.scale, grid)
-            own = float(gradient @ slope) / math.sqrt(len(slope) * grid[-1])
-            change, limit = -own * float(moved.norm()) / length, LARGEST_STEP * self.scale
-            if math.isfinite(change):
-                scale = self.scale + max(-limit, min(limit, change))
-                self.scale = storable_scale(scale, self.latent.dtype)
 
     def write(self, weight: Tensor) -> None:
         """Write values and zeros into a weight."""
@@ -140,6 +122,34 @@ class LatentLevels:
         for name in STATE:
             setattr(made, name, state[name])
         return made
+
+
+def trained_scale(
+    scale: float, latent: Tensor, gradient: Tensor, moved: Tensor, grid: Sequence[int]
+) -> float:
+    """Return a scale after a step along LSQ's gradient of it (Esser et al., arXiv 1902.08153).
+
+    That gradient is <gradient, slope> / sqrt(n * largest level) for n weights
+    (:func:`scale_slope`). The scale is no parameter of the optimizer, so its learning rate is what
+    the optimizer's step of the weights amounts to, ||moved|| / ||gradient||. Under plain SGD that
+    is the learning rate itself, hence LSQ's own update.
+
+    Args:
+        scale: before.
+        latent: values before quantization.
+        gradient: of the loss by the quantized values, float64.
+        moved: the optimizer's step of these values, float64.
+        grid: increasing magnitudes, in multiples of the scale.
+    """
+    length = float(gradient.norm())
+    if not length:
+        return scale
+    slope = scale_slope(latent, scale, grid)
+    own = float(gradient @ slope) / math.sqrt(len(slope) * grid[-1])
+    change, limit = -own * float(moved.norm()) / length, LARGEST_STEP * scale
+    if not math.isfinite(change):
+        return scale
+    return storable_scale(scale + max(-limit, min(limit, change)), latent.dtype)
 
 
 def scale_slope(latent: Tensor, scale: float, grid: Sequence[int]) -> Tensor:

@@ -11,15 +11,18 @@ method the rest, (1 - E) W. An optimizer that steps from W~ by some amount takes
 amount, so it works with any optimizer. Decay in the optimizer sees W~, the weights in use: what
 pruned ones decay by is lambda, all of it (the paper's 2e-4 beside weight decay 5e-5 is 2.5e-4).
 
-Through the gradient, lambda passes momentum and Adam's scaling; ``decoupled`` goes past them, by
-lr lambda a step. A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead,
-whose second moments Adam keeps (``precondition``), is that of STEP; in a loop of your own use
+Coupled, the term joins gradients when the optimizer reads them, where its own L2 decay does: once
+a step, after they were accumulated, averaged over processes, unscaled and clipped, and before
+momentum and Adam's scaling. ``decoupled`` goes past these, by lr lambda a step.
+
+A rising lambda (``anneal``) is that of AST (AAAI 2025). Dense training ahead, whose second moments
+Adam keeps (``precondition``), is that of STEP; in a loop of your own use
 :class:`secateur.methods.FrozenAdam`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -28,12 +31,15 @@ from torch import Tensor, nn
 
 from secateur.errors import RecipeError
 from secateur.methods.base import Phase, register
+from secateur.methods.joining import JoinedGradients
+from secateur.methods.moving import MovingLevels
 from secateur.methods.retrain import RetrainedMethod, RetrainOptions
-from secateur.methods.support import FrozenSupport
+from secateur.methods.support import FrozenSupport, levels_of, local
+from secateur.sets import NM
 
 
 class SRSTEOptions(RetrainOptions):
-    """Options of SR-STE; masked retraining, by default none, is where levels come in."""
+    """Options of SR-STE; levels come in masked retraining, by default none, or are there before."""
 
     epochs: int = Field(10, ge=1, description="epochs of training with masks that may change")
     lr: float | None = Field(None, gt=0, description="peak learning rate while masks may change")
@@ -45,6 +51,9 @@ class SRSTEOptions(RetrainOptions):
         0, ge=0, description="optimizer steps in which decay rises from 0 to its full value"
     )
     interval: int = Field(1, ge=1, description="optimizer steps between choices of the masks")
+    joint: bool = Field(
+        False, description="weights are on their levels already while masks may change"
+    )
     precondition: int = Field(
         0,
         ge=0,
@@ -67,11 +76,18 @@ class SRSTEOptions(RetrainOptions):
 class SRSTE(RetrainedMethod):
     """Training with straight-through masks and decay of what they prune.
 
+    **Levels** come in retraining, or (``joint``) are there from the first mask on: W~ is E W
+    rounded, straight-through in the same way, and the scale is fitted or trained as in retraining.
+
+    **Shards** of FSDP2 (attach once the model is sharded) choose for themselves, where outputs do:
+    at n:m without ``rows`` or levels. Counts of weights are then those of the shard.
+
     Where there is a pattern any weight may come back, but for zeros of an earlier stage that levels
     of this one have no value for; layers that only get levels keep all their zeros.
 
-    In a loop of your own, ``attach`` leaves the model with masked weights at once, and ``step``
-    needs the learning rate only if decay is decoupled.
+    In a loop of your own, ``attach`` leaves the model with masked weights at once. ``step`` needs
+    the learning rate if decay is decoupled; if not, the optimizer is one of ``torch.optim`` or
+    derived from its base class.
 
     **SAD**, the sparse architecture divergence, counts the weights whose state, kept or pruned,
     differs between two steps: ``metrics`` has that from the first choice of masks to the latest,
@@ -82,19 +98,36 @@ class SRSTE(RetrainedMethod):
     summary = "training with straight-through masks, pruned weights decayed (arXiv 2102.04010)"
     Options = SRSTEOptions
     options: SRSTEOptions
+    joined: JoinedGradients | None = None
 
     def attach(self, model: nn.Module) -> SRSTE:
         """Bind to a model and mask its weights."""
         super().attach(model)
+        self.parameters = self.weights
+        self.weights = {name: local(each) for name, each in self.parameters.items()}
+        self._require_rows()
         stated, self.plan = self.plan, self.plan.within(self.weights)
         self.patterns = self.plan.without_levels()
         self.revivable = [
             row.parameter for row in self.patterns.compressed if row in stated.without_levels().rows
         ]
         self.support = FrozenSupport(self.plan, model, self.options.scale == "trained")
+        self.moving: dict[str, MovingLevels] = {}
         self._drop_masks()
         self._start()
+        if self.options.mode == "coupled":
+            self.joined = JoinedGradients(self._terms)
         return self
+
+    def _require_rows(self) -> None:
+        """Refuse sharded weights whose sets are not about one output at a time."""
+        for row in self.plan.compressed:
+            whole = self.weights[row.parameter].shape == self.parameters[row.parameter].shape
+            if not whole and not (isinstance(row.set, NM) and row.set.rows == 1):
+                raise RecipeError(
+                    f"set: {row.set} of '{row.layer}' looks at more than the shard that is here.\n"
+                    "Remedy: nm without rows and without levels, or leave that layer whole."
+                )
 
     def phases(self) -> tuple[Phase, ...]:
         """Return dense training, if any, masks that may change, and retraining with the last."""
@@ -121,10 +154,13 @@ class SRSTE(RetrainedMethod):
     @torch.no_grad()
     def _unmask(self) -> None:
         """Give the model W; nothing is left to the method."""
+        self._lift()
+        self.moving = {}
         for name, rest in self.rest.items():
             self.weights[name].add_(rest)
         self._drop_masks()
 
+    @torch.no_grad()
     def _start(self) -> None:
         self._unmask()
         self.support.release_levels()
@@ -136,6 +172,12 @@ class SRSTE(RetrainedMethod):
             for masks in (self.masks, self.earlier):
                 masks[row.parameter] = torch.zeros_like(weight, dtype=torch.bool)
         self._choose()
+        if self.options.joint:
+            self.moving = {
+                name: MovingLevels(self.weights[name], levels)
+                for name, levels in levels_of(self.plan).items()
+            }
+            self.support.watch_gradients(tuple(self.moving))
         self.first = {name: mask.clone() for name, mask in self.masks.items()}
         self.earlier = {name: mask.clone() for name, mask in self.masks.items()}
 
@@ -144,6 +186,15 @@ class SRSTE(RetrainedMethod):
         self.masks, self.earlier = self.earlier, self.masks
         weights = {name: self.weights[name].detach() for name in self.rest}
         self.patterns.part_(weights, self.rest, self.masks, self.model)
+
+    def _lift(self) -> None:
+        """Give the model its weights in use as they were before rounding."""
+        for name, moving in self.moving.items():
+            moving.lift(self.weights[name], self.support.gradients.pop(name, None))
+
+    def _lower(self) -> None:
+        for name, moving in self.moving.items():
+            moving.lower(self.weights[name], fit=not self.support.trained)
 
     @property
     def flips(self) -> dict[str, int]:
@@ -157,14 +208,14 @@ class SRSTE(RetrainedMethod):
         return o.decay * min(1.0, self.count / o.anneal) if o.anneal else o.decay
 
     def penalty(self) -> Tensor:
-        """Return lambda/2 ||(1 - E) W||^2, whose gradient is that of SR-STE; zero if decoupled."""
-        if self.options.mode == "decoupled" or not self.decay or not self.rest:
-            return torch.zeros(())
-        terms = (
-            PrunedDecay.apply(self.weights[name], rest, self.decay)
-            for name, rest in self.rest.items()
-        )
-        return torch.stack(list(terms)).sum()
+        """Return zero: decay joins gradients, or passes by them."""
+        return torch.zeros(())
+
+    def _terms(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """Yield each weight with what its gradient gets: (1 - E) W, times lambda."""
+        if self.decay:
+            for name, rest in self.rest.items():
+                yield self.parameters[name], rest, self.decay
 
     @torch.no_grad()
     def step(self, lr: float | None = None) -> None:
@@ -174,8 +225,14 @@ class SRSTE(RetrainedMethod):
             RecipeError: decay is decoupled and ``lr`` is not given.
         """
         self.support.hold()
-        if self.hard or not self.masks:
+        if self.hard or not (self.masks or self.moving):
             return
+        self._lift()
+        self._move(lr)
+        self._lower()
+
+    def _move(self, lr: float | None) -> None:
+        """Take W along, which the model and the rest are parts of, and part it again."""
         if self.options.mode == "decoupled":
             if lr is None:
                 raise RecipeError("mode: decoupled needs the learning rate; call step(lr).")
@@ -193,19 +250,22 @@ class SRSTE(RetrainedMethod):
     def harden(self, share: float = 1.0) -> None:
         """Drop what is pruned, freeze zeros, and bring a share of what is left to its levels."""
         super().harden(share)
-        self.rest = {}
+        self.rest, self.moving = {}, {}
 
     def finalize(self) -> nn.Module:
         """End training with masks if that has not happened yet; return the model."""
         if not self.hard or self.approximate:
             self.harden()
         self.support.unhook()
+        if self.joined:
+            self.joined.end()
         return self.model
 
     @property
     def approximate(self) -> bool:
         """True without masks, and until all levels are in place."""
-        return self.support.partial or (not self.hard and (self.quantizes or not self.masks))
+        free = (self.quantizes and not self.moving) or not (self.masks or self.moving)
+        return self.support.partial or (not self.hard and free)
 
     def metrics(self) -> dict[str, float]:
         """Return lambda, SAD since the masks were first chosen, by layer too, and the flip rate."""
@@ -230,6 +290,7 @@ class SRSTE(RetrainedMethod):
             "earlier": self.earlier,
             "count": self.count,
             "hard": self.hard,
+            "moving": {name: moving.state_dict() for name, moving in self.moving.items()},
             "support": self.support.state_dict(),
         }
 
@@ -239,23 +300,12 @@ class SRSTE(RetrainedMethod):
         self.first, self.earlier = dict(state["first"]), dict(state["earlier"])
         self.count, self.hard = state["count"], state["hard"]
         self.support.load_state_dict(state["support"])
-
-
-class PrunedDecay(torch.autograd.Function):
-    """lambda/2 ||rest||^2 with the gradient lambda rest, as if by the weight in use."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, rest: Tensor, decay: float) -> Tensor:
-        """Return the scalar; ``weight`` only receives the gradient."""
-        ctx.save_for_backward(rest)
-        ctx.decay = decay
-        return rest.flatten().dot(rest.flatten()).mul_(decay / 2)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Return lambda rest times the incoming gradient."""
-        (rest,) = ctx.saved_tensors
-        return rest.mul(gradients[0] * ctx.decay), None, None
+        levels = levels_of(self.plan)
+        self.moving = {
+            name: MovingLevels.restored(saved, self.weights[name], levels[name])
+            for name, saved in state["moving"].items()
+        }
+        self.support.watch_gradients(tuple(self.moving))
 
 
 def _changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, int]:

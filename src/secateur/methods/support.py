@@ -34,7 +34,7 @@ class FrozenSupport:
         self.trained = trained
         self.gradients: dict[str, Tensor] = {}
         self.hooks: list[RemovableHandle] = []
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: local(each) for name, each in model.named_parameters()}
         self.levels = levels_of(plan)
         self.last = [n for n, each in model.named_modules() if isinstance(each, PRUNABLE)][-1]
         self.dead: dict[str, Tensor] = {}
@@ -75,21 +75,24 @@ class FrozenSupport:
         for name, latent in self.latent.items():
             latent.snap(share)
             latent.write(self.parameters[name])
-        self._watch_gradients()
+        self.watch_gradients()
 
     def release_levels(self) -> None:
         """Let values move freely again; zeros stay."""
         self.latent.clear()
         self.unhook()
 
-    def _watch_gradients(self) -> None:
+    def watch_gradients(self, others: tuple[str, ...] = ()) -> None:
         """Have the gradients at hand that train the scales, after the optimizer dropped them.
 
         What is kept is the tensor that the optimizer reads, so that a gradient is one that was
         accumulated, averaged over processes, unscaled and clipped.
+
+        Args:
+            others: names of weights whose gradients somebody else takes from ``gradients``.
         """
         self.unhook()
-        for name in self.latent if self.trained else ():
+        for name in (*self.latent, *others) if self.trained else ():
             seen = functools.partial(_remember, self.gradients, name)
             handle = self.parameters[name].register_post_accumulate_grad_hook(seen)  # type: ignore[no-untyped-call]
             self.hooks.append(handle)
@@ -136,7 +139,14 @@ class FrozenSupport:
             name: LatentLevels.restored(saved, self.levels[name])
             for name, saved in state["latent"].items()
         }
-        self._watch_gradients()
+        self.watch_gradients()
+
+
+@torch.no_grad()
+def local(parameter: Tensor) -> Tensor:
+    """Return a parameter's shard in this process, of the same memory, or all if it is whole."""
+    shard = getattr(parameter, "to_local", None)  # only a DTensor, as FSDP2 makes them, has it
+    return parameter if shard is None else shard()
 
 
 def _remember(gradients: dict[str, Tensor], name: str, weight: Tensor) -> None:
