@@ -33,7 +33,7 @@ def recipe(network: str, method: str, density: float) -> sc.Recipe:
     return sc.load_recipe(ROOT / "recipes" / f"{network}-fashion-{method}.yaml", changes)
 
 
-def curve(network: str, jobs: int) -> None:
+def curve(network: str, jobs: int, seeds: list[int]) -> None:
     """Finish the runs of a network, then store and print its curve."""
     recipes = [
         recipe(network, method, density)
@@ -41,7 +41,7 @@ def curve(network: str, jobs: int) -> None:
         for method in ("admm", "gmp")
     ]
     out = RUNS / f"curve-{network}"
-    done = sc.compare(None, recipes, out=out, jobs=jobs, measure=0, console=Console())
+    done = sc.compare(None, recipes, out=out, jobs=jobs, seeds=seeds, measure=0, console=Console())
     RESULTS.mkdir(exist_ok=True)
     shutil.copyfile(out / "compare.json", RESULTS / f"fashion-curve-{network}.json")
     print("| network | recipe | test, % | file, bytes |\n|---|---|---|---|")
@@ -60,9 +60,10 @@ def main() -> None:
     )
     parser.add_argument("networks", nargs="+", choices=list(DENSITIES))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     for network in options.networks:
-        curve(network, options.jobs)
+        curve(network, options.jobs, options.seeds)
 
 
 if __name__ == "__main__":
