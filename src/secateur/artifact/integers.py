@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError
 from secateur.quantizers import FixedQuantizer
-from secateur.quantizers.attach import INPUT
+from secateur.quantizers.attach import INPUT, OUTPUT
 
 INT8 = 127
 """Largest magnitude of a weight's level; -128 is left out, as in other symmetric grids."""
@@ -107,17 +107,22 @@ def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple
     model = copy.deepcopy(model)
     count = 0
     for name, module in list(model.named_modules()):
+        if _is_bytes(returns := getattr(module, OUTPUT, None)):
+            setattr(module, OUTPUT, _Rounding(returns))
         levels = quantized.get(f"{name}.weight" if name else "weight")
-        grid = getattr(module, INPUT, None)
         if levels is None or not fits(levels):
             continue
-        if isinstance(grid, FixedQuantizer) and grid.most - grid.least < 2**8:
-            setattr(module, INPUT, _Rounding(grid))
+        if _is_bytes(reads := getattr(module, INPUT, None)):
+            setattr(module, INPUT, _Rounding(reads))
         elif 3 * levels.levels.numel() <= OVERHEAD:
             continue
         _swap(module, levels)
         count += 1
     return model, count
+
+
+def _is_bytes(grid: FixedQuantizer | None) -> TypeGuard[FixedQuantizer]:
+    return isinstance(grid, FixedQuantizer) and grid.most - grid.least < 2**8
 
 
 def _swap(module: nn.Module, quantized: Quantized) -> None:
