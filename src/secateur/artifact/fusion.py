@@ -84,11 +84,14 @@ def _drop_clipping(graph: Any, rounding: Any) -> None:
         return
     step, zero, least, most = grid
     clip = value.producer()
-    ends = [_constant(each) for each in clip.inputs[1:3]]
+    low, high = (np.float32(-np.inf), np.float32(np.inf))
     if clip.op_type == "Relu":
-        ends = [np.float32(0), None]
-    low, high = (None if end is None else np.rint(end / step) + zero for end in (*ends, None)[:2])
-    if (low is None or low <= least) and (high is None or high >= most):
+        low = np.float32(0)
+    elif len(clip.inputs) == 3 and None not in (ends := [_constant(e) for e in clip.inputs[1:]]):
+        low, high = ends
+    else:
+        return
+    if np.rint(low / step) + zero <= least and np.rint(high / step) + zero >= most:
         _drop(graph, clip, clip.inputs[0])
 
 

@@ -3,7 +3,7 @@
 Layer after layer: the range of what a layer reads is chosen from a histogram, in the network whose
 earlier layers are quantized already; then its weights are rounded so that outputs on these inputs,
 as the layer reads them through its grid, stay what they are; then biases make up for the mean.
-Sums of branches are rounded, too (:mod:`secateur.posttraining.sums`).
+Sums and means are taken of what is rounded, too (:mod:`secateur.posttraining.sums`).
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def quantize(
 
     Args:
         model: changed in place: weights, biases (or else the running means of BatchNorms), and
-            layers read through fixed grids. Where layers read 8 bits, so are addends and sums of
-            convolutions: all that ONNX Runtime and OpenVINO then run is in integers.
+            layers read through fixed grids. Where layers read 8 bits, so do sums and means of what
+            convolutions make, which then run in integers.
         inputs: batches; a few hundred samples are enough. They are read several times.
         target: levels for every convolution and linear layer, or a plan by layer; by default 8 bits
             with zero. Levels alone get one scale for each output channel, beside patterns one.

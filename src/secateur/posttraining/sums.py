@@ -1,10 +1,10 @@
-"""Where sums of branches get grids, so that runtimes add in integers.
+"""Where sums and means get grids, so that runtimes compute what is in front of them in integers.
 
 ONNX Runtime runs a convolution in integers only where its output is rounded next. In front of a
-layer that reads through a grid it is; in front of a sum, as in residual networks, nothing rounds.
-So where a convolution is added to something, all addends and the sum are rounded, each by the
-module that returns it: a BatchNorm, a pooling, a block. A sum with a ReLU behind it is rounded
-after that.
+layer that reads through a grid it is; in front of a sum, as in residual networks, and of a pooling
+by means nothing rounds. So where a convolution is added to something, all addends and the sum are
+rounded, and where it is averaged, what is averaged; each by the module that returns it: a
+BatchNorm, a pooling, a block. Where a ReLU comes before the rounding, it is rounded behind that.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ADDITIONS = frozenset({"add", "iadd", "radd"})
 """Names of functions, without underscores, that add two tensors."""
 
+AVERAGES = frozenset({"mean", *(f"{a}avg_pool{n}d" for a in ("", "adaptive_") for n in (1, 2, 3))})
+"""Those that average one."""
+
 CLIPPINGS = frozenset({"relu", "relu6", "hardtanh", "clamp"})
-"""Those that may stand between a sum and its rounding."""
+"""Those that may stand between a layer or a sum and its rounding."""
 
 Value = tuple[int, int]
 """A tensor and how often it was changed in place."""
@@ -123,6 +126,7 @@ class _Trace(TorchFunctionMode):
         self.clipped: dict[Value, Value] = {}
         self.convolved: set[Value] = set()
         self.sums: list[tuple[Value, Value, Value]] = []
+        self.averaged: set[Value] = set()
 
     def value(self, tensor: Tensor) -> Value:
         """Return what tells this tensor, as it is now, from all others."""
@@ -160,31 +164,37 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "").strip("_")
-        tensors = [each for each in args[:2] if isinstance(each, Tensor)]
-        values = []
-        if name in ADDITIONS | CLIPPINGS:
-            values = [self.value(each) for each in tensors]
-            alike = len(tensors) == 2 and tensors[0].shape == tensors[1].shape
+        if name not in ADDITIONS | CLIPPINGS | AVERAGES:
+            return func(*args, **(kwargs or {}))
+        given = [each for each in args[:2] if isinstance(each, Tensor)]
+        alike = len({each.shape for each in given}) == 1
+        values = [self.value(each) for each in given]
         made = func(*args, **(kwargs or {}))
-        if name in CLIPPINGS and values:
+        if name in AVERAGES:
+            self.averaged.update(values)
+        elif name in CLIPPINGS and values:
             self.clipped[values[0]] = self.value(made)
-        elif values and alike:
+        elif len(values) == 2 and alike:
             self.sums.append((values[0], values[1], self.value(made)))
         return made
 
     def sites(self) -> list[Site]:
-        """Return the modules that round addends and sums."""
-        found: dict[str, Site] = {}
+        """Return the modules that round addends, sums and what is averaged."""
+        behind = {value: self.clipped.get(value, value) for value in self.convolved}
+        rounded: list[tuple[Value, ...]] = [
+            (after, value) for value, after in behind.items() if after in self.averaged
+        ]
         for first, second, made in self.sums:
-            if not {first, second} & self.convolved:
-                continue
-            after = self.clipped.get(made, made)
-            values = (first, second, after if self._maker(after) else made)
-            for value in values:
+            if {first, second} & self.convolved:
+                rounded += [(first,), (second,), (self.clipped.get(made, made), made)]
+        found: dict[str, Site] = {}
+        for values in rounded:
+            for value in values:  # the first one that a module returns
                 if (maker := self._maker(value)) is not None:
                     name, time = maker
                     readers = tuple(r for r in self.readers.get(value, ()) if self.calls[r] == 1)
                     found[name] = Site(name, readers, frozenset(self.ran[:time]))
+                    break
         return sorted(found.values(), key=lambda site: len(site.behind))
 
     def _maker(self, value: Value) -> tuple[str, int] | None:
