@@ -1,7 +1,8 @@
-"""Sums and means in integers: where grids go, what files hold of them, what runtimes make of them."""
+"""Sums and means in integers: where grids go, what files hold, what runtimes make of them."""
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -93,30 +94,26 @@ def optimized(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
-NETWORKS = {
-    "resnet8": (lambda: resnet8(channels=3), 9, 3),
-    "mobile": (mobile, 8, 2),
-    "torchvision": (torchvision_like, 5, 2),
-}
+NETWORKS = {"resnet8": (resnet8, 3), "mobile": (mobile, 2), "torchvision": (torchvision_like, 2)}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_residual_networks_run_in_integers_alone(name: str, tmp_path: Path) -> None:
-    build, convolutions, sums = NETWORKS[name]
+    build, sums = NETWORKS[name]
     torch.manual_seed(0)
-    model, images = lively(build()), torch.randn(16, 3, 32, 32)
+    model = lively(build())
+    convolutions = [each for each in model.modules() if isinstance(each, nn.Conv2d)]
+    images = torch.randn(16, convolutions[0].in_channels, 32, 32)
     with torch.no_grad():
         dense = model(images)
-        convolutions = sum(isinstance(each, nn.Conv2d) for each in model.modules())
         found = quantize(model, [images], profile="no_vnni", iterations=0)
         expected = model(images)
     noise = float((expected - dense).norm() / dense.norm())
     assert noise < 0.05
     path = sc.export_onnx(model, images, tmp_path / "m.onnx", found.quantized)
-    plain = Counter(node.op_type for node in onnx.load(path).graph.node)
-    assert not plain.keys() & {"Relu", "Clip", "BatchNormalization"} - {"Relu"}
+    assert "Clip" not in {node.op_type for node in onnx.load(path).graph.node}
     inside = optimized(path)
-    assert inside["QLinearConv"] == convolutions
+    assert inside["QLinearConv"] == len(convolutions)
     assert inside["QLinearAdd"] == sums
     assert not inside.keys() & {"Conv", "FusedConv", "Add", "Gemm", "Relu", "Clip"}
     for runtime in RUNTIMES.values():
@@ -159,7 +156,7 @@ def test_layers_that_read_a_sum_read_its_grid() -> None:
 
 
 def test_grids_of_outputs_are_text(tmp_path: Path) -> None:
-    text = "u255;;;u15;;;;;;/layer1.0.bn2=-120:135;layer1.0=u255"
+    text = "u255;;;u15;;;;/layer1.0=u255;layer1.0.bn2=-120:135"
     model = regrid(resnet8(), text)
     assert grids(model) == text
     assert grids(regrid(model, "")) == ""
@@ -175,7 +172,7 @@ def test_grids_of_outputs_are_text(tmp_path: Path) -> None:
             regrid(resnet8(), bad)
     packed.save(tmp_path / "m", regrid(model, text), {}, reference="secateur.zoo:resnet8")
     assert grids(packed.load(tmp_path / "m")) == text
-    packed.save(tmp_path / "m", regrid(model, "u255;;;;;;;;;"), {}, reference=None)
+    packed.save(tmp_path / "m", regrid(model, "u255;;;;;;;"), {}, reference=None)
     assert packed.read_header(tmp_path / "m").version == 2, "older programs read what they can"
 
 
@@ -193,9 +190,6 @@ def test_every_grid_of_bytes_is_what_the_file_computes(seed: int, text: str) -> 
     model[0].weight.data.copy_(levels * 0.01)
     regrid(model, f"{text};")[0].input_quantizer.step.fill_(0.25)
     inputs = torch.randint(-300, 300, (40, 6)) / 8
-    path = Path(torch.__file__).parent  # not written to
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = sc.export_onnx(model, inputs, Path(folder) / "m.onnx", stored(levels))
         made = OnnxModel(path, optimized=False)(inputs)
