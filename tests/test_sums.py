@@ -180,20 +180,20 @@ def stored(levels: Tensor) -> dict[str, Quantized]:
     return {"0.weight": Quantized(levels, (0.01,) * len(levels))}
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from(["s127", "-100:154", "u255", "-128:127", "u254"]))
 def test_every_grid_of_bytes_is_what_the_file_computes(seed: int, text: str) -> None:
     """Values far outside the grid and on its borders."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)).eval()
-    levels = torch.randint(-63, 64, (5, 6))
+    model = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 3)).eval()
+    levels = torch.randint(-63, 64, (30, 40))
     model[0].weight.data.copy_(levels * 0.01)
     regrid(model, f"{text};")[0].input_quantizer.step.fill_(0.25)
-    inputs = torch.randint(-300, 300, (40, 6)) / 8
+    inputs = torch.randint(-600, 600, (20, 40)) / 8
     with tempfile.TemporaryDirectory() as folder:
         path = sc.export_onnx(model, inputs, Path(folder) / "m.onnx", stored(levels))
         made = OnnxModel(path, optimized=False)(inputs)
-    torch.testing.assert_close(made, model(inputs).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(made, model(inputs).detach(), rtol=1e-5, atol=1e-4)
 
 
 def test_symmetric_grids_of_8_bits_are_integers_inside(tmp_path: Path) -> None:
@@ -212,9 +212,9 @@ def test_symmetric_grids_of_8_bits_are_integers_inside(tmp_path: Path) -> None:
 
 
 def test_clips_that_do_something_stay(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1)).eval()
-    model[0].weight.data.fill_(4.0)
-    images = torch.rand(8, 1, 6, 6) * 4
+    model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU6(), nn.Conv2d(16, 8, 3)).eval()
+    model[0].weight.data.uniform_(0, 1, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(8, 8, 8, 8) / 2
     found = quantize(model, [images], iterations=0).quantized
     kept = {}
     for step in (6 / 255, 12 / 255):
