@@ -1,13 +1,15 @@
-"""How much each filter of a layer counts when a BatchNorm rescales its output.
+"""BatchNorms: how much each filter in front of one counts, and statistics taken anew.
 
-Such a filter may have any norm: the BatchNorm divides by the deviation of its output and multiplies
-by gamma. What reaches the next layer is the filter times gamma / sqrt(var + eps), so filters are
-compared by that product, and squared distances are weighed by its square.
+A filter in front of one may have any norm: the BatchNorm divides by the deviation of its output and
+multiplies by gamma. What reaches the next layer is the filter times gamma / sqrt(var + eps), so
+filters are compared by that product, and squared distances are weighed by its square.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -49,3 +51,39 @@ def metric(norm: nn.Module, dimensions: int) -> Tensor:
     if norm.affine:
         scale = scale * norm.weight.detach().double().square()
     return scale.view(-1, *[1] * (dimensions - 1))
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Say whether a model has BatchNorms with running statistics."""
+    return any(True for _ in _with_statistics(model))
+
+
+def _with_statistics(model: nn.Module) -> Iterator[_BatchNorm]:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            yield module
+
+
+@contextmanager
+def restating(model: nn.Module) -> Iterator[None]:
+    """Set running statistics of BatchNorms to those of what the model is called with inside.
+
+    Only the norms are in training mode, with cumulative averages; each module comes back in its own
+    mode. Statistics are weighed by batch, not by sample.
+    """
+    norms = list(_with_statistics(model))
+    training = [module for module in model.modules() if module.training]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        model.eval()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module in training:
+            module.training = True

@@ -21,7 +21,7 @@ from secateur.files import atomic
 KEY = "secateur"
 """The metadata key that holds the format version."""
 
-VERSIONS = (1, 2)
+VERSIONS = (1, 2, 3)
 """Those that are read; a file states the first that has all it holds."""
 
 _BLOB = "b"
@@ -108,7 +108,7 @@ class Packed:
         if version not in map(str, VERSIONS):
             raise ArtifactError(
                 f"format version {version[:20]!r} is unknown to this secateur, which reads "
-                f"{' and '.join(map(str, VERSIONS))}; a newer one may read it."
+                f"{VERSIONS[0]} to {VERSIONS[-1]}; a newer one may read it."
             )
 
     def check_size(self, raw_bytes: int, tensors: int) -> None:

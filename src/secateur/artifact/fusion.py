@@ -9,6 +9,11 @@ into weights that are computed, and transposes between a weight and its product:
     DQ(levels, scale) -> Conv -> BatchNorm     becomes  DQ(levels, scale x s) -> Conv with a bias
     DQ(levels, scale) -> Transpose -> MatMul   becomes  DQ(levels transposed, scale) -> MatMul
     Conv, Gemm with a bias                     become   the same with DQ(int32, step x scale)
+    Q -> DQ -> Q -> DQ, all of one grid        becomes  Q -> DQ
+    Relu or Clip -> Q that clips as much       becomes  Q
+    Q, DQ, Pad with zeros -> Conv              becomes  Q, DQ -> Conv that pads
+
+The last three leave every bit of what is computed as it is.
 """
 
 from __future__ import annotations
@@ -31,6 +36,13 @@ def fuse(graph: Any) -> None:
     noise of rounded inputs.
     """
     for node in list(graph):
+        if node.op_type == "Conv":
+            _fold_padding(graph, node)
+    for node in list(graph):
+        if node.op_type == "QuantizeLinear":
+            _drop_clipping(graph, node)
+            _drop_rounding(graph, node)
+    for node in list(graph):
         if node.op_type == "BatchNormalization":
             _fold_norm(graph, node)
         elif node.op_type == "Transpose":
@@ -38,6 +50,75 @@ def fuse(graph: Any) -> None:
     for node in list(graph):
         if node.op_type in ("Conv", "Gemm") and len(node.inputs) == 3:
             _round_bias(graph, node)
+
+
+def _fold_padding(graph: Any, conv: Any) -> None:
+    """Let a convolution pad with the zeros that are put around what it reads, before or after Q."""
+    import onnx_ir as ir
+
+    value = conv.inputs[0]
+    while _alone(value) and value.producer().op_type in ("QuantizeLinear", "DequantizeLinear"):
+        value = value.producer().inputs[0]
+    pad = value.producer()
+    if not _alone(value) or pad.op_type != "Pad" or "auto_pad" in conv.attributes:
+        return
+    amounts, filled = (_constant(each) for each in (*pad.inputs[1:3], None)[:2])
+    mode = pad.attributes.get("mode")
+    zeros = filled is None or not filled.any()
+    if amounts is None or not zeros or (mode is not None and mode.value != "constant"):
+        return
+    before, after = amounts.reshape(2, -1).tolist()
+    if len(pad.inputs) > 3 or any(before[:2] + after[:2]) or min(before + after) < 0:
+        return
+    pads = np.array(before[2:] + after[2:])
+    if (own := conv.attributes.get("pads")) is not None:
+        pads += own.value
+    conv.attributes["pads"] = ir.AttrInt64s("pads", pads.tolist())
+    _drop(graph, pad, pad.inputs[0])
+
+
+def _drop_clipping(graph: Any, rounding: Any) -> None:
+    """Leave out what a grid clips anyway."""
+    value, grid = rounding.inputs[0], _grid(rounding)
+    if grid is None or not _alone(value) or value.producer().op_type not in ("Relu", "Clip"):
+        return
+    step, zero, least, most = grid
+    clip = value.producer()
+    low, high = (np.float32(-np.inf), np.float32(np.inf))
+    if clip.op_type == "Relu":
+        low = np.float32(0)
+    elif len(clip.inputs) == 3 and None not in (ends := [_constant(e) for e in clip.inputs[1:]]):
+        low, high = ends
+    else:
+        return
+    if np.rint(low / step) + zero <= least and np.rint(high / step) + zero >= most:
+        _drop(graph, clip, clip.inputs[0])
+
+
+def _drop_rounding(graph: Any, rounding: Any) -> None:
+    """Read what is on a grid already as it is."""
+    before, made = rounding.inputs[0].producer(), rounding.outputs[0]
+    after = made.uses()[0].node if _alone(made) else None
+    if before is None or after is None or _grid(rounding) is None:
+        return
+    if before.op_type == after.op_type == "DequantizeLinear" and _grid(before) == _grid(rounding):
+        _drop(graph, after, before.outputs[0])
+        graph.remove(rounding, safe=True)
+
+
+def _grid(node: Any) -> tuple[float, int, int, int] | None:
+    """Return step, zero point, smallest and largest integer of what is rounded, if constant."""
+    step, zero = (_constant(each) for each in (*node.inputs[1:3], None)[:2])
+    if step is None or zero is None or step.size > 1:
+        return None
+    ends = np.iinfo(zero.dtype)
+    return np.float32(step).item(), int(zero), int(ends.min), int(ends.max)
+
+
+def _alone(value: Any) -> bool:
+    """Say whether a node makes a value for one use."""
+    made = value.producer() is not None and not value.is_graph_output()
+    return made and len(value.uses()) == 1
 
 
 def _fold_norm(graph: Any, norm: Any) -> None:

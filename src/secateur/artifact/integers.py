@@ -6,6 +6,7 @@ and reads through another one, which become the operators that runtimes know:
 
     levels (int8), scale -> DequantizeLinear (axis 0)
     x -> QuantizeLinear -> Clip, where the grid has fewer levels -> DequantizeLinear
+    x -> Clip -> QuantizeLinear -> DequantizeLinear, where it lacks one, as -127 ... 127 does
 
 The levels themselves are in the file, so any width up to 8 bits keeps its own range. Activations
 are unsigned bytes, a grid with negative levels by its zero point: processors multiply unsigned by
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,14 @@ from torch import Tensor, nn
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError
 from secateur.quantizers import FixedQuantizer
-from secateur.quantizers.attach import INPUT
+from secateur.quantizers.attach import INPUT, OUTPUT
 
 INT8 = 127
 """Largest magnitude of a weight's level; -128 is left out, as in other symmetric grids."""
+
+NEARLY_WHOLE = 2**8 - 2
+"""Largest level less smallest of a grid that lacks one level of a byte: clipped before it is
+rounded, so that the layer still reads bytes."""
 
 FINE = 0.01
 """Share of the noise of rounded inputs that a rounded bias may add."""
@@ -107,17 +112,22 @@ def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple
     model = copy.deepcopy(model)
     count = 0
     for name, module in list(model.named_modules()):
+        if _is_bytes(returns := getattr(module, OUTPUT, None)):
+            setattr(module, OUTPUT, _Rounding(returns))
         levels = quantized.get(f"{name}.weight" if name else "weight")
-        grid = getattr(module, INPUT, None)
         if levels is None or not fits(levels):
             continue
-        if isinstance(grid, FixedQuantizer) and grid.most - grid.least < 2**8:
-            setattr(module, INPUT, _Rounding(grid))
+        if _is_bytes(reads := getattr(module, INPUT, None)):
+            setattr(module, INPUT, _Rounding(reads))
         elif 3 * levels.levels.numel() <= OVERHEAD:
             continue
         _swap(module, levels)
         count += 1
     return model, count
+
+
+def _is_bytes(grid: FixedQuantizer | None) -> TypeGuard[FixedQuantizer]:
+    return isinstance(grid, FixedQuantizer) and grid.most - grid.least < 2**8
 
 
 def _swap(module: nn.Module, quantized: Quantized) -> None:
@@ -126,7 +136,7 @@ def _swap(module: nn.Module, quantized: Quantized) -> None:
     del module.weight
     bias = getattr(module, "bias", None)
     grid = getattr(module, INPUT, None)
-    whole = isinstance(grid, _Rounding) and grid.most - grid.least == 255
+    whole = isinstance(grid, _Rounding) and grid.most - grid.least >= NEARLY_WHOLE
     fine = whole and rounds_finely(quantized.levels)
     if bias is not None and isinstance(grid, _Rounding) and not fine:
         del module.bias
@@ -157,8 +167,10 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     def write_on_grid(x: Any, step: Any, least: int, most: int) -> Any:
         zero = constant(-least)
+        if most - least == NEARLY_WHOLE:
+            x = op.Clip(x, op.Mul(step, float(least)), op.Mul(step, float(most)))
         integers = op.QuantizeLinear(x, step, zero)
-        if most - least < 255:
+        if most - least < NEARLY_WHOLE:
             integers = op.Clip(integers, constant(0), constant(most - least))
         return op.DequantizeLinear(integers, step, zero)
 

@@ -17,7 +17,7 @@ from secateur.artifact import container
 from secateur.artifact.architecture import Architecture, Changes, build
 from secateur.codec import Quantized, Storage, decode, describe, encode, format_of, levels, storage
 from secateur.errors import ArtifactError, MembershipError, SecateurError, did_you_mean
-from secateur.quantizers import grids
+from secateur.quantizers import grids, has_outputs
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 Path: TypeAlias = "str | PathLike[str]"
@@ -129,7 +129,8 @@ def save(
         with _naming(name):
             records.append(encode(tensor, by_name.get(name)))
             sizes[name] = storage(tensor, by_name.get(name))
-    version = max([2 if _ACTIVATIONS in text else 1, *map(format_of, records)])
+    activations = 1 if _ACTIVATIONS not in text else 3 if has_outputs(text[_ACTIVATIONS]) else 2
+    version = max([activations, *map(format_of, records)])
     file = container.write(path, text, architecture, records, version)
     return PackedSize(file, sizes)
 

@@ -24,7 +24,7 @@ from secateur.artifact.onnx import require, to_program, write_program
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError
 from secateur.quantizers import FixedQuantizer
-from secateur.quantizers.attach import INPUT
+from secateur.quantizers.attach import INPUT, OUTPUT
 
 DOMAIN = "qonnx.custom_op.general"
 OPERATORS = ("Quant", "BipolarQuant")
@@ -112,7 +112,7 @@ class _Levels(nn.Module):
 
 
 class _Grid(nn.Module):
-    """A grid that a layer reads through."""
+    """A grid that a layer reads through, or on which a module returns."""
 
     step: Tensor
 
@@ -141,10 +141,11 @@ def _with_quants(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[
         if levels is not None and levels.levels.any():
             parametrize.register_parametrization(module, "weight", _Levels(levels))
             count += 1
-        grid = getattr(module, INPUT, None)
-        if isinstance(grid, FixedQuantizer):
-            setattr(module, INPUT, _Grid(grid))
-            count += 1
+        for place in (INPUT, OUTPUT):
+            grid = getattr(module, place, None)
+            if isinstance(grid, FixedQuantizer):
+                setattr(module, place, _Grid(grid))
+                count += 1
     return model, count
 
 

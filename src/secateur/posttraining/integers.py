@@ -3,10 +3,12 @@
 Layer after layer: the range of what a layer reads is chosen from a histogram, in the network whose
 earlier layers are quantized already; then its weights are rounded so that outputs on these inputs,
 as the layer reads them through its grid, stay what they are; then biases make up for the mean.
+Sums and means are taken of what is rounded, too (:mod:`secateur.posttraining.sums`).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,12 +38,16 @@ from secateur.posttraining.sequence import (
     steps,
     watching,
 )
-from secateur.quantizers import attach_input, detach_input
+from secateur.posttraining.sums import Sums, sites, watching_outputs
+from secateur.quantizers import FixedQuantizer, attach_input, detach_input, detach_output
 from secateur.sets import ConstraintSet, Levels, Pattern, join
 from secateur.sets.base import require_finite
 
 INT8 = 127
 """Largest magnitude of a level that is deployed."""
+
+WHOLE = 8
+"""Bits of activations that runtimes multiply and add as bytes; fewer run in floats."""
 
 SAFE_BITS = 7
 """Of weights beside 8-bit activations: 2 x 255 x 63 fits 16 signed bits, 2 x 255 x 127 does not."""
@@ -81,7 +87,8 @@ def quantize(
 
     Args:
         model: changed in place: weights, biases (or else the running means of BatchNorms), and
-            layers read through fixed grids.
+            layers read through fixed grids. Where layers read 8 bits, so do sums and means of what
+            convolutions make, which then run in integers.
         inputs: batches; a few hundred samples are enough. They are read several times.
         target: levels for every convolution and linear layer, or a plan by layer; by default 8 bits
             with zero. Levels alone get one scale for each output channel, beside patterns one.
@@ -108,8 +115,8 @@ def quantize(
     batches = list(inputs)
     if not batches:
         raise RecipeError("inputs: there are none; a few hundred samples are enough.")
-    if not 2 <= activation_bits <= 8:
-        raise RecipeError(f"activation_bits: {activation_bits} is not in 2..8.")
+    if not 2 <= activation_bits <= WHOLE:
+        raise RecipeError(f"activation_bits: {activation_bits} is not in 2..{WHOLE}.")
     if calibration not in CALIBRATIONS:
         raise RecipeError(f"calibration: {calibration!r} is none of {', '.join(CALIBRATIONS)}.")
     target = Levels(8, zero=True) if target is None else target
@@ -118,19 +125,27 @@ def quantize(
     sets = plan.sets(_members(model, plan))
     for name in sets:  # grids of an earlier stage
         detach_input(model.get_submodule(name))
+    for module in model.modules():
+        detach_output(module)
     if equalize:
         balance(model, _tensor(batches[0]))
+
+    def grid(values: Histogram) -> FixedQuantizer:
+        return values.grid(activation_bits, calibration, percentile)
+
     fits: list[Fit] = []
     quantized: dict[str, Quantized] = {}
     solvers: dict[Any, Solver] = {}
     with evaluating(model):
         means = absorbers(model, list(sets), batches[0]) if bias_correction else {}
-        for layers in steps(model, list(sets), batches[:1]):
-            read = look(model, layers, batches)
+        sums = Sums(model, sites(model, sets, batches[0]) if activation_bits == WHOLE else ())
+        for layers in [*steps(model, list(sets), batches[:1]), []]:
+            read, made = look(model, layers, sums.due(layers), batches)
+            sums.attach({name: grid(values) for name, values in made.items()})
             for name in layers:
                 if read[name].rows:
-                    grid = read[name].histogram.grid(activation_bits, calibration, percentile)
-                    attach_input(model.get_submodule(name), grid)
+                    own = sums.grids.get(name) or grid(read[name].histogram)
+                    attach_input(model.get_submodule(name), copy.deepcopy(own))
             moments = collect(model, layers, batches)
             for name in layers:
                 weight = model.get_submodule(name).weight
@@ -153,7 +168,8 @@ def deployable(plan: Plan, activation_bits: int, profile: Profile) -> Plan:
         if row.set is None:
             return row
         patterns, levels = require_int8(row.set)
-        if profile == "vnni" or activation_bits < 8 or levels.magnitudes[-1] < 2**SAFE_BITS // 2:
+        exact = profile == "vnni" or activation_bits < WHOLE
+        if exact or levels.magnitudes[-1] < 2**SAFE_BITS // 2:
             return row
         return replace(row, set=join(patterns, replace(levels, bits=SAFE_BITS)))
 
@@ -253,10 +269,16 @@ class Reading:
         return self.total / self.rows if isinstance(self.total, Tensor) else None
 
 
-def look(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Reading]:
-    """Return what some layers read."""
-    found = {name: Reading(model.get_submodule(name)) for name in names}
-    for batch in batches:
-        with watching(model, names, lambda name, tensor: found[name].add(tensor)):
+def look(
+    model: nn.Module, layers: Sequence[str], modules: Sequence[str], batches: Sequence[Batch]
+) -> tuple[dict[str, Reading], dict[str, Histogram]]:
+    """Return what some layers read, and what some modules return."""
+    read = {name: Reading(model.get_submodule(name)) for name in layers}
+    made = {name: Histogram() for name in modules}
+    for batch in batches if layers or modules else ():
+        with (
+            watching(model, layers, lambda name, tensor: read[name].add(tensor)),
+            watching_outputs(model, modules, lambda name, tensor: made[name].add(tensor)),
+        ):
             call(model, batch)
-    return found
+    return read, made

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.channels.trace import evaluating
+from secateur.norms import restating
 from secateur.plan import Plan, build_plan
 from secateur.posttraining.moments import Moments
 from secateur.posttraining.quadratic import Quadratic
@@ -60,6 +61,7 @@ def reconstruct(
     Args:
         model: changed in place: weights of planned layers, and their biases, or else the running
             means of the BatchNorms behind them, which take over what the mean of the inputs leaves.
+            Where weights became zero, statistics of all BatchNorms are then taken anew.
         inputs: batches; a few hundred samples are enough. They are read several times.
         target: a set for every convolution and linear layer, met in each, or a plan by layer.
         iterations: of ADMM for each layer; 0 projects.
@@ -94,7 +96,25 @@ def reconstruct(
                     return found, plain
 
                 fits.append(fit(name, moments[name], solve, damping, means.get(name)))
+    if any(target.split()[0] for target in sets.values()):
+        reestimate(model, batches)
     return fits
+
+
+@torch.no_grad()
+def reestimate(model: nn.Module, inputs: Iterable[Batch]) -> None:
+    """Set running statistics of BatchNorms to those of the network as it is now, in place.
+
+    After channels were removed from a trained network (``sc.channels.shrink``), what its norms see
+    has other means and variances than they were trained to expect.
+
+    Args:
+        model: changed in place.
+        inputs: batches; a few hundred samples are enough.
+    """
+    with restating(model):
+        for batch in inputs:
+            call(model, batch)
 
 
 Solution = tuple[Tensor, Tensor]

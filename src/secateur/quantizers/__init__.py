@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from secateur.quantizers.attach import (
     attach_input,
+    attach_output,
     attach_weight,
     detach_input,
+    detach_output,
     input_quantizer,
+    output_quantizer,
     settle_input,
     settle_weight,
     weight_quantizer,
@@ -19,17 +22,21 @@ from secateur.quantizers.attach import (
 from secateur.quantizers.functional import quantize
 from secateur.quantizers.quantizer import FixedQuantizer, Quantizer
 from secateur.quantizers.signs import unsigned_inputs
-from secateur.quantizers.text import activation_bits, grids, regrid
+from secateur.quantizers.text import activation_bits, grids, has_outputs, regrid
 
 __all__ = [
     "FixedQuantizer",
     "Quantizer",
     "activation_bits",
     "attach_input",
+    "attach_output",
     "attach_weight",
     "detach_input",
+    "detach_output",
     "grids",
+    "has_outputs",
     "input_quantizer",
+    "output_quantizer",
     "quantize",
     "regrid",
     "settle_input",

@@ -1,8 +1,9 @@
 """Quantizers on the layers of a network, which stays a plain module with a few more tensors.
 
 Weights are quantized by ``torch.nn.utils.parametrize``, inputs of a layer by a forward pre-hook
-that runs its child ``input_quantizer``. The hook is a function and finds that child through the
-layer that it is given, so copies of a network have quantizers of their own.
+that runs its child ``input_quantizer``, what a module returns by a forward hook that runs its child
+``output_quantizer``. The hooks are functions and find that child through the module that they are
+given, so copies of a network have quantizers of their own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from secateur.quantizers.quantizer import FixedQuantizer, Quantizer
 
 INPUT = "input_quantizer"
 """Name of the child that quantizes what a layer reads."""
+
+OUTPUT = "output_quantizer"
+"""Name of the child that quantizes what a module returns."""
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules that would take such a child for one of those that they contain."""
 
 
 def attach_weight(layer: nn.Module, quantizer: Quantizer) -> None:
@@ -79,3 +86,32 @@ def detach_input(layer: nn.Module) -> None:
     for key, hook in list(layer._forward_pre_hooks.items()):
         if hook is _quantize_input:
             del layer._forward_pre_hooks[key]
+
+
+def attach_output(module: nn.Module, grid: FixedQuantizer) -> None:
+    """Round what a module returns, one tensor, from now on; it is none of ``CONTAINERS``."""
+    assert not isinstance(module, CONTAINERS)
+    if output_quantizer(module) is None:
+        module.register_forward_hook(_quantize_output)
+    setattr(module, OUTPUT, grid)
+
+
+def _quantize_output(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return getattr(module, OUTPUT)(output)  # type: ignore[no-any-return]
+
+
+def output_quantizer(module: nn.Module) -> FixedQuantizer | None:
+    """Return the grid of what a module returns, if it has one."""
+    found = getattr(module, OUTPUT, None)
+    assert found is None or isinstance(found, FixedQuantizer)
+    return found
+
+
+def detach_output(module: nn.Module) -> None:
+    """Let a module return what it computes, as it is."""
+    if output_quantizer(module) is None:
+        return
+    delattr(module, OUTPUT)
+    for key, hook in list(module._forward_hooks.items()):
+        if hook is _quantize_output:
+            del module._forward_hooks[key]
