@@ -60,7 +60,8 @@ def _fold_padding(graph: Any, conv: Any) -> None:
     while _alone(value) and value.producer().op_type in ("QuantizeLinear", "DequantizeLinear"):
         value = value.producer().inputs[0]
     pad = value.producer()
-    if not _alone(value) or pad.op_type != "Pad" or "auto_pad" in conv.attributes:
+    auto = conv.attributes.get("auto_pad")
+    if not _alone(value) or pad.op_type != "Pad" or (auto and auto.value != "NOTSET"):
         return
     amounts, filled = (_constant(each) for each in (*pad.inputs[1:3], None)[:2])
     mode = pad.attributes.get("mode")
