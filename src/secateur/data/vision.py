@@ -92,7 +92,7 @@ def cifar10(root: str | Path | None = None) -> DataSplits:
 
 
 def imagenet(root: str | Path | None = None) -> DataSplits:
-    """Load ImageNet from ``imagenet/train`` and ``imagenet/val``, a folder of images per class each.
+    """Load ImageNet from ``imagenet/train`` and ``imagenet/val``, with a folder for each class.
 
     Training images are cropped and mirrored at random as usual, to 224 pixels; one in 50 of them is
     held out for validation, and ``val`` is the test set. Samples are in random order, always the

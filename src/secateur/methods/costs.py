@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,13 @@ class Cost(ABC):
 
     def measure(self, state: State) -> None:  # noqa: B027 - most costs have nothing to look at
         """Look at the weights again, for costs that depend on their values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was found when they were last looked at."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - as above
+        """Restore :meth:`state_dict`."""
 
     def _open(self, state: State) -> tuple[Tensor, Tensor]:
         """Return the shares of channels that are open before and behind each layer."""
@@ -212,6 +219,14 @@ class File(Cost):
             if now not in self.seen:
                 self.seen[now] = self._bytes(layer, product, kept, bits) / float(plain[row])
             self.ratio[row] = self.seen[now]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return bytes relative to bits, by layer."""
+        return {"ratio": self.ratio.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.ratio.copy_(state["ratio"])
 
     def _bytes(self, layer: nn.Module, product: Product, kept: Tensor, bits: int) -> float:
         quantizer, weight = weight_quantizer(layer), layer.weight
