@@ -221,12 +221,13 @@ class File(Cost):
             self.ratio[row] = self.seen[now]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return bytes relative to bits, by layer."""
-        return {"ratio": self.ratio.clone()}
+        """Return bytes relative to bits, by layer, and of what was encoded at the start."""
+        return {"ratio": self.ratio.clone(), "fixed": self.fixed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.ratio.copy_(state["ratio"])
+        self.fixed = state["fixed"]
 
     def _bytes(self, layer: nn.Module, product: Product, kept: Tensor, bits: int) -> float:
         quantizer, weight = weight_quantizer(layer), layer.weight

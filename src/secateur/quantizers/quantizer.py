@@ -55,7 +55,7 @@ class Quantizer(nn.Module):
         signed: whether values below zero have levels.
         power: whether t is trained; else it is 1.
         widths: allowed widths, rising; empty for all. One alone fixes the bits.
-        channels: number of ranges, each with its step, along dimension 0 of the weight; None for one.
+        channels: number of ranges and steps, along dimension 0 of the weight; None for one.
         dimensions: of the weight, where there are channels.
         waits: whether the first batch of training sets the range; else call :meth:`fit`.
     """
