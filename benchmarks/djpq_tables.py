@@ -35,14 +35,14 @@ SAMPLES = 10_000
 DENSE, TRAINED = 12, 14
 """Epochs of dense networks, and of all that follows."""
 
-TASKS = {
+TASKS: dict[str, list[str]] = {
     "lenet5": ["model=secateur.zoo:lenet5", "data.name=mnist"],
     "resnet8": [],
     "vgg7": ["model=secateur.zoo:vgg7", "model_args.width=0.125"],
     "resnet20": ["model=secateur.zoo:resnet20"],
 }
 
-BUDGETS = {
+BUDGETS: dict[str, dict[str, tuple[int, ...]]] = {
     "lenet5": {"joint": (10, 40, 100, 250)},
     "resnet8": {
         "joint": (10, 40, 100, 250),
@@ -56,7 +56,7 @@ BUDGETS = {
 
 BUDGETS["vgg7"] = BUDGETS["resnet8"]
 
-UNIFORM = {
+UNIFORM: dict[str, tuple[tuple[int, int], ...]] = {
     "resnet8": ((5, 5), (3, 3), (2, 5), (2, 2)),
     "vgg7": ((5, 5), (3, 3), (2, 5), (2, 2)),
     "resnet20": ((3, 3), (2, 2)),

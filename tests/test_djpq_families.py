@@ -15,7 +15,10 @@ from families import djpq, lively, relative
 models = pytest.importorskip("torchvision.models")
 
 NARROW: dict[str, tuple[Any, dict[str, Any]]] = {
-    "mobilenet_v2": (models.MobileNetV2, {"width_mult": 0.25}),
+    "mobilenet_v2": (
+        models.MobileNetV2,
+        {"inverted_residual_setting": [[1, 8, 1, 1], [6, 16, 2, 2]]},
+    ),
     "densenet": (
         models.DenseNet,
         {"growth_rate": 8, "block_config": (2, 2), "num_init_features": 16},
