@@ -198,8 +198,12 @@ class File(Cost):
 
     def layers(self, state: State) -> Tensor:
         """Return the bytes of each weight's entry."""
+        return self._plain(state) * self.ratio
+
+    def _plain(self, state: State) -> Tensor:
+        """Return the bytes of all levels at their bits."""
         given, made = self._open(state)
-        return self.sizes * given * made * state.weights / 8 * self.ratio
+        return self.sizes * given * made * state.weights / 8
 
     def rest(self, state: State) -> Tensor:
         """Return the bytes of biases, norms and grids of what is open, and of the container."""
@@ -208,7 +212,7 @@ class File(Cost):
     @torch.no_grad()
     def measure(self, state: State) -> None:
         """Encode all weights that have changed, without their closed channels."""
-        plain, kept = self.layers(state) / self.ratio, state.kept.bool()
+        plain, kept = self._plain(state), state.kept.bool()
         for row, product in enumerate(self.count.products):
             if not product.weights or not float(plain[row]):
                 continue
