@@ -1,15 +1,20 @@
-"""Random networks of torchvision, and what they compute with channels masked."""
+"""Random networks of torchvision, what they compute with channels masked, and under DJPQ."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from secateur.channels import compact
 from secateur.channels.surgery import CONVOLUTIONS, Kept
+from secateur.gates import HardConcreteGate
+from secateur.methods import DJPQ
+from secateur.sets import Levels
 
 SLOW = ("kaiming_uniform_", "kaiming_normal_", "trunc_normal_", "normal_", "uniform_")
 """Initializations that would only be overwritten."""
@@ -51,3 +56,56 @@ def masked_outputs(model: nn.Module, kept: Kept, images: Tensor) -> Tensor:
     for handle in handles:
         handle.remove()
     return outputs
+
+
+@dataclass
+class Done:
+    """A network that DJPQ was trained on for two steps.
+
+    Attributes:
+        method: after ``finalize``.
+        before: outputs with gates and quantizers, in evaluation mode.
+        after: outputs of the finalized network.
+        whole: that network.
+        small: the same without its closed channels.
+        closed: how many those are.
+        notes: what stayed whole, and why.
+    """
+
+    method: DJPQ
+    before: Tensor
+    after: Tensor
+    whole: nn.Module
+    small: nn.Module
+    closed: int
+    notes: list[str]
+
+
+def djpq(model: nn.Module, images: Tensor) -> Done:
+    """Attach, train two steps, close every fourth channel of each gate, finalize and cut."""
+    method = DJPQ(Levels(8, zero=True), images, gates="hard_concrete", quantizer="linear")
+    method.attach(model)
+    torch.manual_seed(0)
+    optimizer = torch.optim.Adam(method.parameter_groups(1e-4))
+    for _ in range(2):
+        outputs = model.train()(images)
+        loss = nn.functional.cross_entropy(outputs, torch.arange(len(outputs)))
+        (loss + method.penalty()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.step()
+    with torch.no_grad():
+        for gate, _, _ in method.gates:
+            assert isinstance(gate, HardConcreteGate)
+            gate.logit[::4] = -9
+    closed = sum(int((~gate.open()).sum()) for gate, _, _ in method.gates)
+    with torch.no_grad():
+        before = model.eval()(images)
+        after = method.finalize()(images)
+    small = compact(model, images, fixed=set(method.weights))
+    return Done(method, before, after, model, small.model, closed, list(small.notes))
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Return the largest difference in units of the largest value that is expected."""
+    return float((found - expected).abs().max() / expected.abs().max())

@@ -255,22 +255,55 @@ def test_a_run_meets_its_budget_and_a_stopped_one_ends_the_same(
     (allocation,) = whole["allocations"]
     assert allocation["by"] == "training"
     assert allocation["spent"]["bops"] == pytest.approx(40 / whole["ratio"]["bops"])
-    save, saved = Trainer._save, 0
+    for stop in (4, 5):  # at the end of the search, in the first frozen epoch
+        stop_and_resume(tmp_path, monkeypatch, Trainer, "_save", stop)
 
-    def stopping(self: Trainer, *arguments: Any) -> None:
-        nonlocal saved
-        save(self, *arguments)
-        saved += 1
-        if saved == 5:  # in the first frozen epoch
+
+@pytest.mark.parametrize(
+    ("kind", "name", "at"),
+    [
+        (Trainer, "_save", 3),
+        pytest.param(
+            Landing,
+            "land",
+            1,
+            marks=pytest.mark.xfail(
+                strict=True, reason="a file budget lands elsewhere after a restart right before it"
+            ),
+        ),
+    ],
+)
+def test_a_run_for_a_file_is_killed_in_its_search_and_after_landing(
+    kind: type, name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = {"file": "2.5kB"}
+    whole = sc.compress(task(), recipe(budget=budget), out=tmp_path / "whole")
+    assert 2400 < whole.report["storage"]["file"]["packed"] <= 2500
+    stop_and_resume(tmp_path, monkeypatch, kind, name, at, budget=budget)
+
+
+def stop_and_resume(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: type, name: str, at: int, **changes: Any
+) -> None:
+    """End a run as if it were killed after the n-th call of something, resume it and compare."""
+    original, calls = getattr(kind, name), 0
+
+    def stopping(*arguments: Any) -> Any:
+        nonlocal calls
+        result = original(*arguments)
+        calls += 1
+        if calls == at:
             raise KeyboardInterrupt
+        return result
 
+    out = folder / f"{name}-{at}"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", stopping)
+        patch.setattr(kind, name, stopping)
         with pytest.raises(KeyboardInterrupt):
-            sc.compress(task(), recipe(), out=tmp_path / "stopped")
-    sc.compress(task(), recipe(), out=tmp_path / "stopped", resume=True)
-    files = [(tmp_path / each / "model.secateur").read_bytes() for each in ("whole", "stopped")]
-    assert files[0] == files[1]
+            sc.compress(task(), recipe(**changes), out=out)
+    sc.compress(task(), recipe(**changes), out=out, resume=True)
+    files = [(each / "model.secateur").read_bytes() for each in (folder / "whole", out)]
+    assert files[0] == files[1], out.name
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "restricted": (digits_network, {"widths": [2, 4, 8]}),
     "hard-concrete, linear": (resnet8, {"gates": "hard_concrete", "quantizer": "linear"}),
     "without norms": (lenet5, {}),
+    "LSQ with learned bits": (digits_network, {"quantizer": "lsq"}),
     "LSQ": (
         resnet8,
         {"gates": "none", "quantizer": "lsq", "learn_bits": False, "activation_bits": 3},
@@ -275,7 +276,6 @@ def test_a_recipe_without_a_set_has_eight_bits_with_zero() -> None:
         (Levels(4), {}, "set:"),
         (Levels(4, spacing="power_of_two"), {}, "set:"),
         (EIGHT, {"example_input": None}, "example_input:"),
-        (EIGHT, {"quantizer": "lsq"}, "quantizer:"),
         (EIGHT, {"widths": [16]}, "widths:"),
         (EIGHT, {"widths": [4, 2]}, "widths:"),
     ],

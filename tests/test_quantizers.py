@@ -280,3 +280,26 @@ def test_channels_of_a_quantized_network_are_followed_and_cut() -> None:
     assert small.layer1[0].conv1.weight.shape == (8, 16, 3, 3)  # type: ignore[index]
     assert small.layer2[0].conv2.weight.shape == (32, 16, 3, 3)  # type: ignore[index]
     assert torch.allclose(small.double()(x.double()), model.double()(x.double()), atol=1e-9)
+
+
+def test_by_channel_one_number_says_the_bits_of_all() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(3, 5, 2, 2) * torch.tensor([0.1, 1.0, 9.0]).view(3, 1, 1, 1)
+    quantizer = Quantizer(4, channels=3)
+    quantizer.fit(weight)
+    assert quantizer.step.shape == (3, 1, 1, 1)
+    assert quantizer.width == 4
+    assert float(quantizer.bits()) == pytest.approx(4)
+    levels = quantizer(weight) / quantizer.step
+    assert torch.allclose(levels, levels.round(), atol=1e-4)
+    assert float(levels.detach().abs().max().round()) == 7
+    (quantizer(weight).square().sum() + quantizer.bits()).backward()
+    assert quantizer.log2_step is not None
+    assert quantizer.log2_step.shape == ()
+    with torch.no_grad():
+        quantizer.log2_step.fill_(-math.log2(2.5))
+        quantizer.log2_limit[1] += 1
+    assert float(quantizer.bits()) == pytest.approx(math.log2(3.5) + 1)
+    quantizer.bound(2, 2)
+    assert quantizer.width == 2
+    assert float(quantizer(weight).abs().max()) == pytest.approx(float(quantizer.limit.max()))

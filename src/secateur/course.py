@@ -16,7 +16,7 @@ from torch import nn
 from secateur.allocation import Budget, allocate, apply
 from secateur.artifact import packed
 from secateur.channels import compact
-from secateur.data import first
+from secateur.data import first, in_memory
 from secateur.engine import checkpoint
 from secateur.engine.evaluate import mean_score, outputs
 from secateur.engine.trainer import Segment, Trainer
@@ -151,7 +151,7 @@ class Course:
         """Say how the budgets of a method are measured: ratios are to the whole dense network."""
         choice, task = self.recipe.stages[stage].allocation, self.task
         assert choice is not None
-        some = first(task.train, choice.samples)
+        some = in_memory(task.train, choice.samples)
         example = task.example_input.cpu()
         untrained = copy.deepcopy(self.untrained).cpu()
 

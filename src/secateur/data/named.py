@@ -1,4 +1,4 @@
-"""The data sets that have a name: digits, mnist, fashion-mnist."""
+"""The data sets that have a name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from secateur.data import store
 from secateur.data.idx import parse_idx
 from secateur.data.splits import DataSplits, InMemory, Normalization
+from secateur.data.vision import cifar10, imagenet
 from secateur.errors import DataError, MissingDependencyError
 
 VALIDATION = 5_000
@@ -108,5 +109,7 @@ NAMED: dict[str, Callable[[str | Path | None], DataSplits]] = {
     "digits": digits,
     "mnist": lambda root: mnist_like("mnist", root),
     "fashion-mnist": lambda root: mnist_like("fashion-mnist", root),
+    "cifar10": cifar10,
+    "imagenet": imagenet,
 }
 """Every data set that a recipe can name without a path or a ``module:callable``."""

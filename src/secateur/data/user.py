@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from secateur.data.splits import DataSplits, InMemory, Normalization
-from secateur.errors import DataError, MissingDependencyError, did_you_mean
+from secateur.data.splits import DataSplits, InMemory
+from secateur.data.vision import IMAGENET, torchvision
+from secateur.errors import DataError, did_you_mean
 from secateur.reference import resolve
 
 UNLABELLED_MOST = 10_000
@@ -22,7 +22,6 @@ HELD_OUT = 5
 """One of so many inputs without labels is kept for judging."""
 
 FOLDER_SPLITS = ("train", "val", "test")
-IMAGENET: Normalization = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def from_callable(reference: str, options: Mapping[str, Any]) -> DataSplits:
@@ -123,13 +122,7 @@ def from_folder(folder: Path, options: Mapping[str, Any]) -> DataSplits:
         MissingDependencyError: torchvision is not installed.
     """
     size = _size(options)
-    try:
-        datasets = importlib.import_module("torchvision.datasets")
-        transforms = importlib.import_module("torchvision.transforms")
-    except ImportError as error:
-        raise MissingDependencyError(
-            'data: a folder of images needs torchvision.\nRemedy: pip install "secateur[vision]"'
-        ) from error
+    datasets, transforms = torchvision("datasets"), torchvision("transforms")
     for split in FOLDER_SPLITS:
         if not (folder / split).is_dir():
             raise DataError(f"data: '{folder}' has no folder '{split}'; it needs train, val, test.")

@@ -50,6 +50,8 @@ class TrainOptions(Protocol):
     def schedule(self) -> str: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def workers(self) -> int: ...
 
 
 class EpochSampler(Sampler[int]):
@@ -175,6 +177,7 @@ class Trainer:
             batch_size=self.options.batch_size,
             sampler=self.sampler,
             collate_fn=collate_fn(dataset),
+            num_workers=self.options.workers,
         )
         prepared: DataLoader[Any] = self.accelerator.prepare_data_loader(loader)
         return prepared

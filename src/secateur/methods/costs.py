@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,13 @@ class Cost(ABC):
 
     def measure(self, state: State) -> None:  # noqa: B027 - most costs have nothing to look at
         """Look at the weights again, for costs that depend on their values."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was found when they were last looked at."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - as above
+        """Restore :meth:`state_dict`."""
 
     def _open(self, state: State) -> tuple[Tensor, Tensor]:
         """Return the shares of channels that are open before and behind each layer."""
@@ -191,8 +198,12 @@ class File(Cost):
 
     def layers(self, state: State) -> Tensor:
         """Return the bytes of each weight's entry."""
+        return self._plain(state) * self.ratio
+
+    def _plain(self, state: State) -> Tensor:
+        """Return the bytes of all levels at their bits."""
         given, made = self._open(state)
-        return self.sizes * given * made * state.weights / 8 * self.ratio
+        return self.sizes * given * made * state.weights / 8
 
     def rest(self, state: State) -> Tensor:
         """Return the bytes of biases, norms and grids of what is open, and of the container."""
@@ -201,7 +212,7 @@ class File(Cost):
     @torch.no_grad()
     def measure(self, state: State) -> None:
         """Encode all weights that have changed, without their closed channels."""
-        plain, kept = self.layers(state) / self.ratio, state.kept.bool()
+        plain, kept = self._plain(state), state.kept.bool()
         for row, product in enumerate(self.count.products):
             if not product.weights or not float(plain[row]):
                 continue
@@ -212,6 +223,15 @@ class File(Cost):
             if now not in self.seen:
                 self.seen[now] = self._bytes(layer, product, kept, bits) / float(plain[row])
             self.ratio[row] = self.seen[now]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return bytes relative to bits, by layer, and of what was encoded at the start."""
+        return {"ratio": self.ratio.clone(), "fixed": self.fixed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self.ratio.copy_(state["ratio"])
+        self.fixed = state["fixed"]
 
     def _bytes(self, layer: nn.Module, product: Product, kept: Tensor, bits: int) -> float:
         quantizer, weight = weight_quantizer(layer), layer.weight

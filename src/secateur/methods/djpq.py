@@ -161,8 +161,6 @@ class DJPQ(Method):
                     f"set: djpq cannot train {row.layer} into '{row.set}'; it learns bits and "
                     "channels.\nRemedy: set: levels, zero: true, and bits to start with."
                 )
-        if self.options.quantizer == "lsq" and self.options.learn_bits:
-            raise RecipeError("quantizer: 'lsq' has fixed bits; give learn_bits: false with it.")
         widths, bits = self.options.widths, [self.options.activation_bits]
         bits += [levels.bits for levels in levels_of(self.plan).values()]
         if widths and min(bits) < widths[0]:
@@ -294,6 +292,8 @@ class DJPQ(Method):
             for grid, widths in pairs:
                 if isinstance(grid, Quantizer):
                     grid.bound(min(floor, widths[-1]), widths[-1])
+        if not self.frozen and self.pressure.due():
+            self.ledger.now()
 
     @torch.no_grad()
     def finalize(self) -> nn.Module:
@@ -365,12 +365,15 @@ class DJPQ(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the search; gates and quantizers are part of the model."""
-        return {"pressure": self.pressure.state_dict(), "frozen": self.frozen}
+        costs = {kind: each.state_dict() for kind, each in self.ledger.costs.items()}
+        return {"pressure": self.pressure.state_dict(), "frozen": self.frozen, "costs": costs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
         self.pressure.load_state_dict(state["pressure"])
         self.frozen = state["frozen"]
+        for kind, each in state["costs"].items():
+            self.ledger.costs[kind].load_state_dict(each)
 
 
 def _weight(model: nn.Module, layer: str) -> Tensor:

@@ -32,8 +32,8 @@ class DJPQOptions(MethodOptions):
     )
     quantizer: Literal["power", "linear", "lsq"] = Field(
         "power",
-        description="of weights: with a trained power, without one, or one trained step per output "
-        "channel (LSQ, which needs fixed bits)",
+        description="of weights: with a trained power, without one, or one trained range and step "
+        "per output channel (LSQ)",
     )
     activation_bits: int = Field(8, ge=2, le=16, description="bits of layer inputs to start with")
     learn_bits: bool = Field(True, description="false keeps all bits as they start")

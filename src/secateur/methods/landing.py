@@ -27,6 +27,9 @@ BLOCKS = 16
 LEAST_GAIN = 1e-3
 """Of the log of what is spent, by a pair of steps."""
 
+REACH, TRIED = 8, 32
+"""Steps down at most that make room for one up, and pairs of them that are tried."""
+
 LEAST_RISE = 1e-6
 """Loss that a step counts for at least, so that cheap steps are told apart by their cost."""
 
@@ -179,17 +182,16 @@ class Landing:
             self.rises.pop((number, -by), None)
 
     def _exchange(self) -> bool:
-        """Move one knob up and another down, as far as it takes, so that more is spent than now."""
+        """Move one knob up and another down, as far as it takes, so that more is spent than now.
+
+        Logs of costs are added up to find pairs that should do, and the best are tried.
+        """
         now, best, found = self.excess(), LEAST_GAIN, None
         room = math.log(SPENT) - now
-        for up in range(len(self.knobs)):
-            if not self.knobs[up].move(1):
-                continue
-            for down in range(len(self.knobs)):
-                steps, after = (0, math.inf) if down == up else self._down(down)
-                if after <= 0 and min(after - now, room) > best:
-                    best, found = min(after - now, room), (up, down, steps)
-            self.knobs[up].move(-1)
+        for pair in self._pairs(now, room):
+            after = self._paired(*pair)
+            if after <= 0 and min(after - now, room) > best:
+                best, found = min(after - now, room), pair
         if found is None:
             return False
         up, down, steps = found
@@ -198,10 +200,29 @@ class Landing:
             self._take(down, -1)
         return True
 
-    def _down(self, number: int) -> tuple[int, float]:
-        """Return how far a knob must go down to be below all limits, and the excess there."""
-        knob, steps, after = self.knobs[number], 0, self.excess()
-        while after > 0 and knob.move(-1):
-            steps, after = steps + 1, self.excess()
-        knob.move(steps)
-        return steps, after
+    def _pairs(self, now: float, room: float) -> list[tuple[int, int, int]]:
+        """Return (knob up, knob down, steps down), the most promising first."""
+        numbers = range(len(self.knobs))
+        raised = [(each, self._tried(each, 1)) for each in numbers]
+        lowered = [
+            (each, steps, after)
+            for each in numbers
+            for steps in range(1, REACH + 1)
+            if (after := self._tried(each, -steps)) is not None
+        ]
+        gains = {
+            (up, down, steps): high + low - 2 * now
+            for up, high in raised
+            for down, steps, low in lowered
+            if high is not None and up != down and LEAST_GAIN < high + low - 2 * now <= -now
+        }
+        return sorted(gains, key=lambda pair: (-min(gains[pair], room), gains[pair]))[:TRIED]
+
+    def _paired(self, up: int, down: int, steps: int) -> float:
+        """Return the excess with one knob up and another down."""
+        self.knobs[up].move(1)
+        self.knobs[down].move(-steps)
+        after = self.excess()
+        self.knobs[down].move(steps)
+        self.knobs[up].move(-1)
+        return after

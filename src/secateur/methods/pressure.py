@@ -13,6 +13,7 @@ the first steps destroy what the weights know.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,10 @@ DUAL = 100.0
 
 ARRIVED = 0.7
 """Share of the search after which the path is at its end."""
+
+
+MEASURED = 20
+"""Times in a search that costs are measured which depend on values of weights."""
 
 
 class Pressure:
@@ -61,6 +66,10 @@ class Pressure:
         self.done += 1
         if self.steps:
             self.multiplier += DUAL / self.steps * self.violation
+
+    def due(self) -> bool:
+        """Tell whether costs should be measured again that depend on values of weights."""
+        return self.steps > 0 and self.done % math.ceil(self.steps / MEASURED) == 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as plain values."""

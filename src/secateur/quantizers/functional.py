@@ -57,9 +57,14 @@ def quantize(
 
 def _round_uniform(x: Tensor, step: Tensor, limit: Tensor, signed: bool) -> Tensor:
     """Clip after rounding: the same, since rounding keeps order."""
-    most = torch.round(limit / step)
-    levels = torch.minimum(torch.round(x / step), most)
-    return (torch.maximum(levels, -most) if signed else torch.relu(levels)) * step
+    if _traced():
+        most = torch.round(limit / step)
+        levels = torch.minimum(torch.round(x / step), most)
+        return (torch.maximum(levels, -most) if signed else torch.relu(levels)) * step
+    d, q = _scalars(x, step, limit)
+    highest = round(q / d) if isinstance(q, float) else torch.round(q / d)
+    y: Tensor = (x / d).round_()  # in place from here on: memory traffic is what it costs
+    return y.clamp_(-highest if signed else highest * 0, highest).mul_(d)
 
 
 def _round_warped(x: Tensor, step: Tensor, limit: Tensor, power: Tensor) -> Tensor:
@@ -77,10 +82,7 @@ class _Uniform(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, limit: Tensor, signed: bool) -> Tensor:
-        d, q = _scalars(x, step, limit)
-        most = round(q / d) if isinstance(q, float) else torch.round(q / d)
-        y: Tensor = (x / d).round_()
-        y.clamp_(-most if signed else most * 0, most).mul_(d)
+        y = _round_uniform(x, step, limit, signed)
         ctx.save_for_backward(x, y, step, limit)
         ctx.signed = signed
         return y

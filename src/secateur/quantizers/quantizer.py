@@ -40,6 +40,9 @@ class Quantizer(nn.Module):
     with it. With a gradient scale of 1 / sqrt(n * largest level) for n values this is LSQ (Esser et
     al., arXiv 1902.08153), for one step per tensor or per channel.
 
+    **By channel** every range is trained and every step is the same trained part of its range, so
+    that one number says the bits of all.
+
     Levels that ADMM and its kin fit or train (``methods/latent.py``) are another thing: grids
     without zero or of powers of two, on a fixed support, moved by whatever optimizer moves the
     weights and with no parameter of their own. The search for the best first grid is the same.
@@ -52,7 +55,7 @@ class Quantizer(nn.Module):
         signed: whether values below zero have levels.
         power: whether t is trained; else it is 1.
         widths: allowed widths, rising; empty for all. One alone fixes the bits.
-        channels: number of steps and ranges, along dimension 0 of the weight; None for one.
+        channels: number of ranges and steps, along dimension 0 of the weight; None for one.
         dimensions: of the weight, where there are channels.
         waits: whether the first batch of training sets the range; else call :meth:`fit`.
     """
@@ -73,7 +76,8 @@ class Quantizer(nn.Module):
         self.start = bits
         limit = torch.zeros(shape)
         self.log2_limit = nn.Parameter(limit)
-        steps = limit - math.log2(self.most_level(bits))
+        self.by_channel = channels is not None
+        steps = torch.tensor(-math.log2(self.most_level(bits)))
         self.log2_step = None if self.fixed else nn.Parameter(steps)
         self.power = nn.Parameter(torch.ones(())) if power else None
 
@@ -110,8 +114,7 @@ class Quantizer(nn.Module):
     def step(self) -> Tensor:
         """Distance d of neighbouring levels, as the grid has it now."""
         if not self.widths:
-            assert self.log2_step is not None
-            return self.log2_step.exp2()
+            return self._free_step()
         *lower, last = self.widths
         most: Tensor | int = self.most_level(last)
         for width in reversed(lower):  # by tensors, so that it can be traced
@@ -119,16 +122,21 @@ class Quantizer(nn.Module):
             most = torch.where(fits, self.most_level(width), most)
         step = self.top / most
         if self.log2_step is not None and not self.fixed:
-            free = self.log2_step.exp2()
+            free = self._free_step()
             step = step + (free - free.detach())
         return step
+
+    def _free_step(self) -> Tensor:
+        """Return the trained step."""
+        assert self.log2_step is not None
+        return (self.log2_step + self.log2_limit if self.by_channel else self.log2_step).exp2()
 
     def bits(self) -> Tensor:
         """Return the real number of bits, a scalar that has gradients unless bits are fixed."""
         if self.log2_step is None or self.fixed:
             return self.log2_limit.new_tensor(float(self.widths[0]))
-        ratio = self.top / self.log2_step.exp2()
-        return (torch.log2(ratio + 1) + self.signed).max()
+        ratio = (-self.log2_step).exp2() if self.by_channel else self.top / self.log2_step.exp2()
+        return torch.log2(ratio + 1) + self.signed
 
     @property
     def width(self) -> int:
@@ -173,7 +181,8 @@ class Quantizer(nn.Module):
             limit /= dist.get_world_size()
         self.log2_limit.copy_(limit.log2())
         if self.log2_step is not None:
-            self.log2_step.copy_(self.log2_limit - math.log2(grid[-1]))
+            top = 0.0 if self.by_channel else self.log2_limit
+            self.log2_step.copy_(top - torch.tensor(math.log2(grid[-1])))
         if self.power is not None:
             self.power.fill_(1.0)
         self.waits = False
@@ -184,7 +193,7 @@ class Quantizer(nn.Module):
         if self.power is not None:
             self.power.clamp_(*POWERS)
         if self.log2_step is not None and not self.fixed:
-            top = self.top.log2()
+            top = torch.zeros_like(self.log2_step) if self.by_channel else self.top.log2()
             finest, coarsest = (math.log2(self.most_level(bits)) for bits in (most, least))
             self.log2_step.copy_(torch.clamp(self.log2_step, top - finest, top - coarsest))
 

@@ -42,6 +42,7 @@ class Train(Section):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread over all classes")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, shuffling and all else")
     threads: int | None = Field(None, ge=1, description="CPU threads; by default torch decides")
+    workers: int = Field(0, ge=0, description="processes that read and vary training images")
 
 
 class Export(Section):

@@ -1,0 +1,148 @@
+"""Joint pruning and quantization against its parts, at equal BOPs: accuracy on Fashion-MNIST.
+
+    python benchmarks/djpq_tables.py lenet5 resnet8 vgg7 resnet20 --jobs 2
+
+Recipes of recipes/djpq, at 10,000 training images and equal epochs, from the same dense network of
+each of three seeds:
+
+- joint: channels and bits learned together, for a budget of BOPs
+- uniform: LSQ, the same bits everywhere, chosen so that BOPs are within the budget; where two
+  choices of bits are near it, both run
+- two-stage: channels are pruned for a budget of MACs, then bits are learned for what is left
+- bits: only bits are learned
+- gates: only channels are, at 8 bits
+
+Every run with a budget should land in [target, 1.03 target]; those that do not are listed, and so
+are LeNet-5's on MNIST, which are here for that alone. Resumable; copies the compare.json of each
+network to benchmarks/results/djpq-NETWORK.json and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from runs import RESULTS, ROOT, RUNS, percent
+
+import secateur as sc
+
+SAMPLES = 10_000
+"""Training images: fewer than there are, so that all seeds fit into a few hours of two cores."""
+
+DENSE, TRAINED = 12, 14
+"""Epochs of dense networks, and of all that follows."""
+
+TASKS: dict[str, list[str]] = {
+    "lenet5": ["model=secateur.zoo:lenet5", "data.name=mnist"],
+    "resnet8": [],
+    "vgg7": ["model=secateur.zoo:vgg7", "model_args.width=0.125"],
+    "resnet20": ["model=secateur.zoo:resnet20"],
+}
+
+BUDGETS: dict[str, dict[str, tuple[int, ...]]] = {
+    "lenet5": {"joint": (10, 40, 100, 250)},
+    "resnet8": {
+        "joint": (10, 40, 100, 250),
+        "two-stage": (40, 100, 250),
+        "bits": (40, 100, 250),
+        "gates": (40,),
+    },
+    "resnet20": {"joint": (100, 250)},
+}
+"""Times fewer BOPs that are asked for."""
+
+BUDGETS["vgg7"] = BUDGETS["resnet8"]
+
+UNIFORM: dict[str, tuple[tuple[int, int], ...]] = {
+    "resnet8": ((5, 5), (3, 3), (2, 5), (2, 2)),
+    "vgg7": ((5, 5), (3, 3), (2, 5), (2, 2)),
+    "resnet20": ((3, 3), (2, 2)),
+}
+"""Bits of weights and of activations: 1024 / (5 x 5) = 40.96x, 113.8x, 102.4x, 256x."""
+
+PRUNED = {40: "1.25x", 100: "1.5x", 250: "2x"}
+"""MACs that the first of two stages prunes to, by the BOPs that the second ends with."""
+
+FILES = {"bits": "bits-only", "gates": "gates-only"}
+
+
+def recipes(network: str) -> Iterator[sc.Recipe]:
+    """Yield the recipes of a network, named by kind and BOPs or bits."""
+    for kind, budgets in BUDGETS[network].items():
+        for times in budgets:
+            last = f"stages.{1 if kind == 'two-stage' else 0}"
+            changes = [f"{last}.budget.bops={times}x", f"name={kind}-{times}x"]
+            if kind == "two-stage":
+                changes.append(f"stages.0.budget.macs={PRUNED[times]}")
+            yield recipe(network, kind, changes)
+    for weights, inputs in UNIFORM.get(network, ()):
+        bits = [f"stages.0.bits={weights}", f"stages.0.activation_bits={inputs}"]
+        yield recipe(network, "uniform-lsq", [*bits, f"name=uniform-w{weights}a{inputs}"])
+
+
+def recipe(network: str, kind: str, changes: list[str]) -> sc.Recipe:
+    """Return one of recipes/djpq with other settings, and the epochs of all."""
+    epochs = {"epochs": TRAINED // 2, "tune_epochs": TRAINED // 2}
+    stages = [epochs]
+    if kind == "two-stage":
+        stages = [{"epochs": 4, "tune_epochs": 1}, {"epochs": 4, "tune_epochs": TRAINED - 9}]
+    lengths = [f"stages.{i}.{key}={n}" for i, each in enumerate(stages) for key, n in each.items()]
+    common = [f"data.train_samples={SAMPLES}", f"train.epochs={DENSE}", "export.onnx=false"]
+    path = ROOT / "recipes" / "djpq" / f"{FILES.get(kind, kind)}.yaml"
+    return sc.load_recipe(path, [*TASKS[network], *common, *lengths, *changes])
+
+
+def table(report: Mapping[str, Any], network: str) -> None:
+    """Print accuracies and ratios, then the runs that are not on their budgets."""
+    print("| network | recipe | test, % | BOPs | MACs |\n|---|---|---|---|---|")
+    missed = []
+    for each in (report["dense"], *report["recipes"]):
+        accuracy = percent(each["accuracy"]["values"])
+        macs, bops = (ratios(report, each, cost) for cost in ("macs", "bops"))
+        print(f"| {network} | {each['name']} | {accuracy} | {span(bops)} | {span(macs)} |")
+        target = each.get("recipe", {}).get("stages", [{}])[-1].get("budget", {}).get("bops")
+        if target and not all(1 <= ratio / float(target.rstrip("x")) <= 1.03 for ratio in bops):
+            missed.append(f"{each['name']} {span(bops)}")
+    print(f"off budget: {', '.join(missed) or 'none'}; failed: {report['failed'] or 'none'}")
+
+
+def ratios(report: Mapping[str, Any], entry: Mapping[str, Any], cost: str) -> list[float]:
+    """Return how many times less each seed of a recipe costs than the dense network."""
+    dense = report["dense"]["costs"][cost]["mean"]
+    return [dense / value for value in entry["costs"][cost]["values"]]
+
+
+def span(values: list[float]) -> str:
+    """Write the least and the largest of some ratios."""
+    low, high = f"{min(values):.2f}x", f"{max(values):.2f}x"
+    return low if low == high else f"{low} to {high}"
+
+
+def compare(network: str, jobs: int) -> None:
+    """Finish the runs of a network, then store and print them."""
+    out = RUNS / f"djpq-{network}"
+    done = sc.compare(
+        None, list(recipes(network)), out=out, jobs=jobs, measure=0, console=Console()
+    )
+    RESULTS.mkdir(exist_ok=True)
+    shutil.copyfile(out / "compare.json", RESULTS / f"djpq-{network}.json")
+    table(done.report, network)
+
+
+def main() -> None:
+    """Finish the tables of the networks named."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("networks", nargs="+", choices=list(BUDGETS))
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
+    options = parser.parse_args()
+    for network in options.networks:
+        compare(network, options.jobs)
+
+
+if __name__ == "__main__":
+    main()
