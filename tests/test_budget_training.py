@@ -259,20 +259,7 @@ def test_a_run_meets_its_budget_and_a_stopped_one_ends_the_same(
         stop_and_resume(tmp_path, monkeypatch, Trainer, "_save", stop)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "at"),
-    [
-        (Trainer, "_save", 3),
-        pytest.param(
-            Landing,
-            "land",
-            1,
-            marks=pytest.mark.xfail(
-                strict=True, reason="a file budget lands elsewhere after a restart right before it"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("kind", "name", "at"), [(Trainer, "_save", 3), (Landing, "land", 1)])
 def test_a_run_for_a_file_is_killed_in_its_search_and_after_landing(
     kind: type, name: str, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

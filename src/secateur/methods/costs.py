@@ -7,6 +7,7 @@ count, and straight-through stand-ins for them, which have gradients.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ class File(Cost):
         super().__init__(count, graph, overhead)
         self.sizes = _column(each.weights for each in count.products)
         self.ratio = torch.ones(len(count.products), dtype=torch.float64)
-        self.seen: dict[tuple[int, int, float, int], float] = {}
+        self.seen: dict[tuple[bytes, torch.Size, int], float] = {}
         self.by_class = torch.zeros(count.classes, dtype=torch.float64)
         self.fixed = float(overhead) + GRID_BYTES * len(count.products)
         layers = {each.name for each in count.products}
@@ -211,18 +212,12 @@ class File(Cost):
 
     @torch.no_grad()
     def measure(self, state: State) -> None:
-        """Encode all weights that have changed, without their closed channels."""
+        """Encode all weights, without their closed channels."""
         plain, kept = self._plain(state), state.kept.bool()
         for row, product in enumerate(self.count.products):
-            if not product.weights or not float(plain[row]):
-                continue
-            layer = self.count.model.get_submodule(product.name)
-            bits = round(float(state.weights[row]))
-            versions = sum(each._version for each in layer.parameters())
-            now = (row, bits, float(plain[row]), versions)
-            if now not in self.seen:
-                self.seen[now] = self._bytes(layer, product, kept, bits) / float(plain[row])
-            self.ratio[row] = self.seen[now]
+            if product.weights and float(plain[row]):
+                bits = round(float(state.weights[row]))
+                self.ratio[row] = self._bytes(product, kept, bits) / float(plain[row])
 
     def state_dict(self) -> dict[str, Any]:
         """Return bytes relative to bits, by layer, and of what was encoded at the start."""
@@ -233,7 +228,8 @@ class File(Cost):
         self.ratio.copy_(state["ratio"])
         self.fixed = state["fixed"]
 
-    def _bytes(self, layer: nn.Module, product: Product, kept: Tensor, bits: int) -> float:
+    def _bytes(self, product: Product, kept: Tensor, bits: int) -> float:
+        layer = self.count.model.get_submodule(product.name)
         quantizer, weight = weight_quantizer(layer), layer.weight
         assert isinstance(weight, Tensor)
         step = torch.ones(()) if quantizer is None else quantizer.step.detach()
@@ -243,11 +239,22 @@ class File(Cost):
         if product.given is not None and len(product.given) == live.shape[1]:
             live = live[:, kept[product.given.cpu()]]
         if quantizer is None:
-            return _entry(storage(live))
-        levels = live.round().to(torch.int16)
+            return self._encoded(live, cost.FULL_BITS)
         by_row = step.numel() > 1 or hasattr(layer, PORT)  # whose multiplier its rows will take
-        size = _entry(storage(levels.float(), Quantized(levels, 1.0, bits, zero=True)))
+        size = self._encoded(live.round().to(torch.int16), bits)
         return size + 4 * (len(live) if by_row else 1)
+
+    def _encoded(self, values: Tensor, bits: int) -> float:
+        """Return the bytes of an entry of levels, or of floats; what was seen is not encoded again.
+
+        It is known by its values: fused optimizers do not count up versions of tensors.
+        """
+        seen = hashlib.blake2b(values.contiguous().numpy().tobytes()).digest()
+        now = (seen, values.shape, bits)
+        if now not in self.seen:
+            levels = None if bits == cost.FULL_BITS else Quantized(values, 1.0, bits, zero=True)
+            self.seen[now] = _entry(storage(values.float(), levels))
+        return self.seen[now]
 
 
 def dense_costs(model: nn.Module, example_input: Tensor) -> Mapping[str, float]:
