@@ -74,6 +74,8 @@ def test_data_list_and_get(tmp_path: Path) -> None:
         "digits": True,
         "mnist": False,
         "fashion-mnist": False,
+        "cifar10": False,
+        "imagenet": False,
     }
     assert {each["name"] for each in found} == set(data.NAMED)
     assert "run: secateur data get mnist" in run("data", "list", "--root", str(tmp_path)).stdout

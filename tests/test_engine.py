@@ -31,7 +31,7 @@ def trainer(folder: Path) -> Trainer:
     task = sc.Task(model, splits.train, splits.validation, splits.test)
     options = SimpleNamespace(
         epochs=1, batch_size=64, lr=0.1, optimizer="sgd", momentum=0.0, weight_decay=0.0,
-        schedule="cosine", seed=0,
+        schedule="cosine", seed=0, workers=0,
     )  # fmt: skip
     progress = Progress(Console(quiet=True))
     return Trainer(task, options, folder, "test", progress, Accelerator(), teacher=lambda: model)

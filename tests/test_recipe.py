@@ -22,7 +22,7 @@ from secateur.methods import METHODS
 from secateur.plan import build_plan
 from secateur.recipe import load_recipe
 from secateur.recipe.stage import Stage
-from secateur.reference import build
+from secateur.reference import build, fetches_weights
 from secateur.sets import Block, Column, Filter, Levels, Unstructured
 from secateur.zoo import lenet5
 
@@ -165,6 +165,7 @@ def test_a_map_of_sets_can_be_overridden_key_by_key(recipe_file: Path) -> None:
     assert recipe.stages[0].target == Column(density=0.2) & Filter(density=0.4)
 
 
+IMAGES = {"cifar10": (3, 32, 32), "imagenet": (3, 64, 64)}
 SHIPPED = sorted((Path(__file__).parent.parent / "recipes").rglob("*.yaml"))
 BASELINES = [path for path in SHIPPED if path.stem.endswith("-gmp")]
 
@@ -173,7 +174,9 @@ BASELINES = [path for path in SHIPPED if path.stem.endswith("-gmp")]
 def test_shipped_recipes_fit_their_models(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    model = build(recipe.model, recipe.model_args)
+    arguments = {k: v for k, v in recipe.model_args.items() if not fetches_weights(k)}
+    model = build(recipe.model, arguments)
+    image = torch.zeros(1, *IMAGES.get(recipe.data.name, (1, 28, 28)))
     for stage in recipe.stages:
         plan = build_plan(
             model, stage.target, scope=stage.scope, layers=stage.layers, metric=stage.metric
@@ -181,7 +184,7 @@ def test_shipped_recipes_fit_their_models(path: Path) -> None:
         assert plan.compressed
         kind = METHODS[stage.method]
         budget = stage.budget if kind.meets else None
-        method = kind(plan, torch.zeros(1, 1, 28, 28), budget, **stage.options.model_dump())
+        method = kind(plan, image, budget, **stage.options.model_dump())
         method.attach(copy.deepcopy(model))
 
 

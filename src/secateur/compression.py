@@ -33,7 +33,7 @@ from secateur.methods import METHODS, Method, Phase
 from secateur.methods.admm import unsettled
 from secateur.plan import Plan, build_plan
 from secateur.recipe import Recipe, Stage, load_recipe
-from secateur.reference import build
+from secateur.reference import build, fetches_weights, is_known
 from secateur.report.html import write_html
 from secateur.report.plan import plan_table
 from secateur.report.schema import validate
@@ -132,7 +132,8 @@ def compress(
         teacher=course.dense,
     )
     trainer.run(_segments(task, recipe, course.plans), resume, course.before, course.after)
-    notes = [*course.notes, *unsettled(trainer.history), *([] if task.labelled else [NO_LABELS])]
+    kept = [row for row in trainer.history if (row["stage"] or 0) < len(course.plans)]
+    notes = [*unsettled(kept), *course.notes, *([] if task.labelled else [NO_LABELS])]
     settled = settle(task.model, course.finished(), notes)
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
@@ -258,11 +259,21 @@ def build_task(recipe: Recipe) -> Task:
         loss=nn.CrossEntropyLoss(label_smoothing=recipe.train.label_smoothing),
         name=recipe.name,
         reference=recipe.model,
-        arguments=recipe.model_args,
+        arguments=_without_weights(recipe),
         metadata=_described(shape, splits.normalization or {}),
         classes=splits.classes,
         labelled=splits.labelled,
     )
+
+
+def _without_weights(recipe: Recipe) -> dict[str, Any]:
+    """Return how to build the architecture: a packed file has weights of its own."""
+    known = is_known(recipe.model)
+    return {
+        key: value
+        for key, value in recipe.model_args.items()
+        if not (known and fetches_weights(key))
+    }
 
 
 def _described(shape: Sequence[int], normalization: Mapping[str, Any]) -> dict[str, str]:

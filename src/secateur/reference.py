@@ -16,6 +16,11 @@ KNOWN_MODULES = ("secateur.zoo", "torchvision.models")
 """Modules whose public callables a packed file may name and have built without ``trust=True``."""
 
 
+def fetches_weights(key: str) -> bool:
+    """Say whether an argument of a known architecture is about weights to download."""
+    return key.startswith(("weights", "pretrained"))
+
+
 def resolve(reference: str, what: str = "model") -> Callable[..., Any]:
     """Import ``module:callable`` and return the callable.
 

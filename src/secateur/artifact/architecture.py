@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from secateur.channels import narrow
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
 from secateur.quantizers import regrid
-from secateur.reference import KNOWN_MODULES, is_known, resolve
+from secateur.reference import KNOWN_MODULES, fetches_weights, is_known, resolve
 
 _MAX_TENSORS = 16_384
 _FREE_BYTES, _BYTES_PER_FILE_BYTE = 256 << 20, 4096
@@ -124,7 +124,7 @@ def build(
     if not trust:
         _check_known(reference)
         for key in arguments:
-            if key.startswith(("weights", "pretrained")):
+            if fetches_weights(key):
                 raise ArtifactError(f"arguments: '{key}' would fetch other weights; refused.")
     builder = resolve(reference)
     if not trust:
