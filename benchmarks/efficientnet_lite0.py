@@ -18,13 +18,13 @@ import json
 import platform
 import sys
 import tempfile
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from operators import operators
 from runs import RESULTS
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
@@ -100,12 +100,12 @@ def examine(
     model: nn.Module, quantized: Any, dense: Tensor, images: Tensor, folder: Path
 ) -> dict[str, Any]:
     """Return what became of a network and its files."""
-    found = outputs(model, images)
+    network, found = pretrained(), outputs(model, images)
     path = sc.export_onnx(model, images, folder / "model.onnx", quantized)
     size = packed.save(
-        folder / "model.secateur", model, quantized, reference=None, widths=widths(model)
+        folder / "model.secateur", model, quantized, reference=None, widths=widths(model, network)
     )
-    loaded = packed.load(folder / "model.secateur", pretrained())
+    loaded = packed.load(folder / "model.secateur", network)
     runtimes = {}
     for name, runtime in RUNTIMES.items():
         ran = []
@@ -132,18 +132,6 @@ def compared(found: Tensor, expected: Tensor) -> dict[str, float]:
         "top1": float((found.argmax(1) == top[:, 0]).float().mean()),
         "in_top5": float((found.argmax(1)[:, None] == top).any(1).float().mean()),
     }
-
-
-def operators(path: Path, optimized: Path) -> dict[str, int]:
-    """Count what ONNX Runtime makes of a file."""
-    import onnx
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(optimized)
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return dict(Counter(node.op_type for node in onnx.load(optimized).graph.node))
 
 
 def main() -> None:

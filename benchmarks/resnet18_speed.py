@@ -18,15 +18,14 @@ import platform
 import sys
 import tempfile
 import time
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 import torchvision
 from interleaved import interleaved
+from operators import operators
 from runs import RESULTS
 from torch import Tensor, nn
 
@@ -58,7 +57,11 @@ def build(folder: Path) -> dict[str, Any]:
     seconds = time.process_time() - started
     path = sc.export_onnx(small, images, folder / "small.onnx", found.quantized)
     size = packed.save(
-        folder / "small.secateur", small, found.quantized, reference=REFERENCE, widths=widths(small)
+        folder / "small.secateur",
+        small,
+        found.quantized,
+        reference=REFERENCE,
+        widths=widths(small, dense),
     )
     saturation = sc.saturation(path, images, cut)
     raw = sum(each.nbytes for each in dense.state_dict().values())
@@ -97,17 +100,6 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def operators(path: Path, optimized: Path) -> dict[str, int]:
-    """Count what ONNX Runtime makes of a file."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(optimized)
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return dict(Counter(node.op_type for node in onnx.load(optimized).graph.node))
 
 
 def shared(small: Path, dense: Path, rounds: int) -> dict[str, Any]:
