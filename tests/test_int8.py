@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 
 import secateur as sc
+from runtime_graph import optimized
 from secateur import doctor, methods
 from secateur.artifact import packed
 from secateur.artifact.onnx import OnnxModel
@@ -332,17 +332,6 @@ def test_profiles_follow_the_instructions(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 onnx = pytest.importorskip("onnx")
-
-
-def optimized(path: Path) -> Counter[str]:
-    """Return what ONNX Runtime makes of a file."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(path) + ".optimized"
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 def test_files_run_in_integers_and_agree(tmp_path: Path) -> None:

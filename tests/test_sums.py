@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateur as sc
+from runtime_graph import optimized
 from secateur.artifact import packed
 from secateur.artifact.onnx import OnnxModel
 from secateur.codec import Quantized
@@ -82,16 +82,6 @@ def lively(model: nn.Module) -> nn.Module:
         elif tensor.ndim == 1:
             tensor.uniform_(-0.3, 0.3, generator=generator)
     return model.eval()
-
-
-def optimized(path: Path) -> Counter[str]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(path) + ".optimized"
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
 NETWORKS = {"resnet8": (resnet8, 3), "mobile": (mobile, 2), "torchvision": (torchvision_like, 2)}

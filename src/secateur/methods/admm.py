@@ -279,7 +279,7 @@ class Proximity(torch.autograd.Function):
 def unsettled(history: Iterable[Mapping[str, Any]]) -> list[str]:
     """Say, for the report, which ADMM phases ended with weights still far from their sets.
 
-    Projection then changes the network so much that little of the phase is left but its zeros.
+    Projection then undoes much of what the phase has trained.
 
     Args:
         history: rows of a run's epochs, in order, with the residuals of :meth:`ADMM.metrics`.

@@ -83,9 +83,7 @@ def detach_input(layer: nn.Module) -> None:
     if input_quantizer(layer) is None:
         return
     delattr(layer, INPUT)
-    for key, hook in list(layer._forward_pre_hooks.items()):
-        if hook is _quantize_input:
-            del layer._forward_pre_hooks[key]
+    _unhook(layer._forward_pre_hooks, _quantize_input)
 
 
 def attach_output(module: nn.Module, grid: FixedQuantizer) -> None:
@@ -112,6 +110,10 @@ def detach_output(module: nn.Module) -> None:
     if output_quantizer(module) is None:
         return
     delattr(module, OUTPUT)
-    for key, hook in list(module._forward_hooks.items()):
-        if hook is _quantize_output:
-            del module._forward_hooks[key]
+    _unhook(module._forward_hooks, _quantize_output)
+
+
+def _unhook(hooks: dict[int, Any], hook: Any) -> None:
+    """Take a hook away whose handle nobody keeps, since copies of a network have it, too."""
+    for key in [key for key, each in hooks.items() if each is hook]:
+        del hooks[key]
