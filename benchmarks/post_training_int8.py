@@ -7,7 +7,8 @@ LeNet-5 and ResNet-20 are trained on a part of Fashion-MNIST first (fp32, briefl
 the difference), and quantized with 256 training inputs in several ways; accuracy is that on the
 first test images, as many as results say. The file for ONNX Runtime runs in integers and is
 compared with itself in floats, for both instruction-set profiles; results say which one this
-machine needs. MiniLM is quantized with 200 sentences and judged on 200 others, as in
+machine needs, and, where QEMU is installed (benchmarks/emulated.py), what a processor without VNNI
+computes. MiniLM is quantized with 200 sentences and judged on 200 others, as in
 benchmarks/minilm.py: all linear layers of the encoder, and what they read.
 Writes benchmarks/results/post-training-int8.json.
 """
@@ -22,13 +23,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from emulated import haswell
 from minilm import SENTENCES, batched, embeddings, sentences
+from operators import operators
 from runs import RESULTS, RUNS
 from torch import Tensor, nn
 
@@ -44,8 +46,9 @@ from secateur.posttraining import Quantization
 from secateur.recipe import load_recipe
 from secateur.sets import Levels
 
-SAMPLES, BATCH, CHECKED = 256, 32, 500
-"""Inputs for calibration, how many run at a time, and test inputs of the saturation check."""
+SAMPLES, BATCH, CHECKED, EMULATED = 256, 32, 500, 50
+"""Inputs for calibration, how many run at a time, and test inputs of the saturation check, here and
+emulated."""
 
 TRAINING = {"lenet5": {"samples": 20000, "epochs": 4}, "resnet20": {"samples": 12000, "epochs": 3}}
 JUDGED = {"lenet5": 10000, "resnet20": 2500}
@@ -127,23 +130,21 @@ def measure_network(name: str) -> dict[str, Any]:
                 "torch": accuracy(model),
                 "onnxruntime": accuracy(OnnxModel(path, threads=1)),
                 "saturation": {"error": seen.error, "noise": seen.noise},
-                "operators": operators(path),
+                "emulated_without_vnni": emulated(path, checked[:EMULATED]),
+                "operators": operators(path, path.with_suffix(".optimized")),
             }
         print(name, profile, found[profile], file=sys.stderr, flush=True)
     return found
 
 
-def operators(path: Path) -> Mapping[str, int]:
-    """Return what ONNX Runtime makes of a file, operators by name."""
-    import onnx
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(path.with_suffix(".optimized"))
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(options.optimized_model_filepath).graph
-    return dict(sorted(Counter(node.op_type for node in graph.node).items()))
+def emulated(path: Path, inputs: Tensor) -> dict[str, float] | None:
+    """Return how far integers are from floats, emulated and here; None where it cannot be."""
+    found = haswell(path, inputs)
+    if found is None:
+        return None
+    floats = OnnxModel(path, optimized=False)(inputs)
+    ran = {"error": found, "here": OnnxModel(path)(inputs)}
+    return {key: float((each - floats).norm() / floats.norm()) for key, each in ran.items()}
 
 
 class Pooled(nn.Module):
@@ -205,7 +206,7 @@ def minilm_file(
             "mean_cosine": float(cosines.mean()),
             "saturation": {"error": seen.error, "noise": seen.noise},
             "bytes": path.stat().st_size,
-            "operators": operators(path),
+            "operators": operators(path, path.with_suffix(".optimized")),
         }
 
 

@@ -107,16 +107,16 @@ void check(int format, Fields fields, Shape shape, int n, int m, int threads) {
   std::vector<float> kept = now, rest = target;
   std::vector<Bits> whole(count);
   for (int64_t at = 0; at < count; at++) {
-    const float sum = now[at] + target[at];
+    const float sum = now[at] + 0.75F * target[at];
     std::memcpy(&whole[at], &sum, sizeof sum);
   }
   const auto chosen = sorted_mask(whole, fields, shape, n, m);
-  const int status = secateur_nm_part(kept.data(), rest.data(), mask.data(), shape.outer,
+  const int status = secateur_nm_part(kept.data(), rest.data(), mask.data(), 0.75F, shape.outer,
                                       shape.length, shape.inner, n, m, threads);
   require(status == OK, "status", shape, n, m);
   for (int64_t at = 0; at < count; at++) {
     const bool keeps = chosen[at] && fields.size(whole[at]) != 0;
-    const float sum = now[at] + target[at], parts[] = {keeps ? sum : 0, keeps ? 0 : sum};
+    const float sum = now[at] + 0.75F * target[at], parts[] = {keeps ? sum : 0, keeps ? 0 : sum};
     require(mask[at] == keeps, "mask of parts", shape, n, m);
     for (int part = 0; part < 2; part++) {
       const float got = part ? rest[at] : kept[at];

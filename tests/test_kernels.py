@@ -94,20 +94,20 @@ def test_native_and_twin_agree_bit_for_bit(
 
 @needs_native
 @settings(max_examples=100)
-@given(weights(), st.sampled_from(PATTERNS), st.booleans())
+@given(weights(), st.sampled_from(PATTERNS), st.booleans(), st.sampled_from([1.0, 0.75]))
 def test_parts_native_and_twin(
-    case: tuple[Tensor, int], pattern: tuple[int, int], same: bool
+    case: tuple[Tensor, int], pattern: tuple[int, int], same: bool, factor: float
 ) -> None:
     weight, axis = case
     rest = torch.where(nm_mask(weight, *pattern, axis), -1, 0.5).to(weight.dtype)
     if same:  # as memory lies, so that the kernel serves
         rest = torch.empty_like(weight).copy_(rest)
         weight = torch.empty_like(weight).copy_(weight)
-    whole = weight + rest
+    whole = weight + factor * rest
     masks = [torch.empty_like(weight, dtype=torch.bool) for _ in range(2)]
     pairs = [(weight.clone(), rest.clone()) for _ in range(2)]
-    nm_part_(*pairs[0], masks[0], *pattern, axis)
-    twin.nm_part_(*pairs[1], masks[1], *pattern, axis)
+    nm_part_(*pairs[0], masks[0], *pattern, axis, factor=factor)
+    twin.nm_part_(*pairs[1], masks[1], *pattern, axis, factor)
     assert torch.equal(masks[0], masks[1])
     for one, other in zip(*pairs, strict=True):
         assert torch.equal(one.nan_to_num(nan=9), other.nan_to_num(nan=9))
@@ -201,7 +201,7 @@ def test_operators_keep_the_rules_of_torch(name: str) -> None:
             arguments = [torch.randn_like(weight), *arguments, 0.1]
         if name == "nm_part_":
             mask = torch.zeros_like(weight, dtype=torch.bool)
-            arguments[1:1] = [torch.randn_like(weight), mask]
+            arguments = [weight, torch.randn_like(weight), mask, 2, 4, 1, 0.75]
         torch.library.opcheck(operator, tuple(arguments))
 
 

@@ -127,6 +127,7 @@ class Plan:
         rest: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         model: nn.Module,
+        factor: float = 1.0,
     ) -> None:
         """Take every planned weight with its rest apart, in place; see ``ConstraintSet.part_``.
 
@@ -138,9 +139,10 @@ class Plan:
             for row in rows:
                 assert row.set is not None
                 name = row.parameter
-                row.set.part_(weights[name], rest[name], masks[name])
+                row.set.part_(weights[name], rest[name], masks[name], factor)
             return
-        whole = {row.parameter: weights[row.parameter] + rest[row.parameter] for row in rows}
+        names = [row.parameter for row in rows]
+        whole = {name: weights[name] + factor * rest[name] for name in names}
         for name, member in self.project({**weights, **whole}, model).items():
             put_parts(whole[name], member, weights[name], rest[name], masks[name])
 

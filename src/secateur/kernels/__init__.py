@@ -75,8 +75,17 @@ def nm_decay_(
     _decay(target.detach(), weight.detach(), n, m, axis, decay)
 
 
-def nm_part_(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int = 1) -> None:
-    """Take ``weight + rest`` apart, in place: what :func:`nm_apply` keeps of it, and all else.
+def nm_part_(
+    weight: Tensor,
+    rest: Tensor,
+    mask: Tensor,
+    n: int,
+    m: int,
+    axis: int = 1,
+    *,
+    factor: float = 1.0,
+) -> None:
+    """Take ``weight + factor * rest`` apart, in place: what :func:`nm_apply` keeps, and all else.
 
     A step of training that has changed the weights in use is so brought to all of them, and the
     choice made anew. No autograd.
@@ -85,11 +94,12 @@ def nm_part_(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: i
         weight: as in :func:`nm_mask`, and so are ``n``, ``m`` and ``axis``; gets what is kept.
         rest: of the shape and dtype of ``weight``, of other memory; gets what is not kept.
         mask: boolean, of the same shape; gets where ``weight`` is not 0 then.
+        factor: rounded to the precision in which the dtype is computed.
 
     Raises:
         SecateurError: an argument is out of range, or tensors do not fit the weight.
     """
-    _part(weight.detach(), rest, mask, n, m, axis)
+    _part(weight.detach(), rest, mask, n, m, axis, factor)
 
 
 @torch.library.custom_op(
@@ -138,17 +148,20 @@ def _decay(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: flo
 @torch.library.custom_op(
     "secateur::nm_part_",
     mutates_args=("weight", "rest", "mask"),
-    schema="(Tensor(a!) weight, Tensor(b!) rest, Tensor(c!) mask, int n, int m, int axis) -> ()",
+    schema="(Tensor(a!) weight, Tensor(b!) rest, Tensor(c!) mask, int n, int m, int axis, "
+    "float factor) -> ()",
 )
-def _part(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
+def _part(
+    weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int, factor: float
+) -> None:
     axis = _checked(weight, n, m, axis)
     _fits(rest, weight, "rest")
     _fits(mask, weight, "mask", torch.bool)
     alike = _is_dense(weight) and weight.stride() == rest.stride() == mask.stride()
     if alike and weight.dtype == torch.float32 and native.serves(weight, m):
-        native.part(weight, rest, mask, n, m, axis)
+        native.part(weight, rest, mask, n, m, axis, factor)
     else:
-        twin.nm_part_(weight, rest, mask, n, m, axis)
+        twin.nm_part_(weight, rest, mask, n, m, axis, factor)
 
 
 @_mask.register_fake
@@ -170,7 +183,7 @@ def _(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: float) -
 
 
 @_part.register_fake
-def _(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
+def _(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int, factor: float) -> None:
     _checked(weight, n, m, axis)
     _fits(rest, weight, "rest")
     _fits(mask, weight, "mask", torch.bool)

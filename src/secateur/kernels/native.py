@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ABI = 2  # as in nm.cpp: a library of other sources is not called
+ABI = 3  # as in nm.cpp: a library of other sources is not called
 MAX_M = 64  # as in nm.cpp
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 APPLY, MASK, DECAY = 0, 1, 2
@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL | None:
         *(count, count, count, integer, integer, integer),
     ]
     found.secateur_nm_part.argtypes = [
-        *(pointer, pointer, pointer),
+        *(pointer, pointer, pointer, ctypes.c_float),
         *(count, count, count, integer, integer, integer),
     ]
     return found
@@ -85,8 +85,10 @@ def run(
     _check(status)
 
 
-def part(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
-    """Run the kernel that takes ``weight + rest`` apart. ``serves(weight, m)`` must hold.
+def part(
+    weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int, factor: float
+) -> None:
+    """Run the kernel that takes ``weight + factor * rest`` apart. ``serves(weight, m)`` must hold.
 
     Args:
         weight: float32, dense in memory, dimensions in any order.
@@ -95,11 +97,13 @@ def part(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) 
         n: elements kept of each group.
         m: elements of a group.
         axis: along which groups run.
+        factor: of ``rest``.
     """
     found = library()
     assert found is not None
     status = found.secateur_nm_part(
         *(each.data_ptr() for each in (weight, rest, mask)),
+        factor,
         *_layout(weight, axis),
         *(n, m, torch.get_num_threads()),
     )

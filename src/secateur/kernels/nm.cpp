@@ -29,7 +29,7 @@
 
 namespace {
 
-constexpr int ABI = 2;         // as in native.py
+constexpr int ABI = 3;         // as in native.py
 constexpr int MAX_M = 64;      // as in native.py
 constexpr int LANES = 8;       // groups that are worked on at a time
 constexpr int64_t GRAIN = 1 << 18;  // elements that are worth a thread
@@ -57,10 +57,10 @@ struct Task {
   const void* weight;
   void* out;  // DECAY adds to it, and it may be the weight; for PART it is the weight, of which it
               // leaves what is kept; otherwise it shares no memory with it
-  float decay;
+  float factor;  // of the weight in DECAY, of rest in PART
   int64_t outer, length, inner;
   int n, m;
-  float* rest = nullptr;  // PART: it is added to the weight, then it takes what is not kept
+  float* rest = nullptr;  // PART: added to the weight by its factor, then it takes what is not kept
   uint8_t* mask = nullptr;  // PART: 1 where something is kept
 
   int64_t groups() const { return (length + m - 1) / m; }  // along one length
@@ -102,7 +102,7 @@ void write(void* to, int64_t at, T value) {
 template <Operation OP, class F>
 typename F::Bits element(const Task& task, int64_t at) {
   if constexpr (OP == PART) {
-    const float sum = read<float>(task.weight, at) + task.rest[at];
+    const float sum = read<float>(task.weight, at) + task.factor * task.rest[at];
     return read<int32_t>(&sum, 0);
   } else {
     return read<typename F::Bits>(task.weight, at);
@@ -124,7 +124,7 @@ void emit(const Task& task, int64_t at, bool keep) {
     }
   } else {
     const float now = read<float>(task.out, at);
-    const float pulled = now + task.decay * read<float>(task.weight, at);
+    const float pulled = now + task.factor * read<float>(task.weight, at);
     write<float>(task.out, at, keep ? now : pulled);
   }
 }
@@ -187,10 +187,11 @@ AVX2_INLINE __m256 load_floats(const void* from, int64_t at) {
   return _mm256_castsi256_ps(load(from, at));
 }
 
+// factor: of rest in PART, of the weight in DECAY, by lane; otherwise unused.
 template <Operation OP>
-AVX2_INLINE __m256i element8(const Task& task, int64_t at) {
+AVX2_INLINE __m256i element8(const Task& task, int64_t at, __m256 factor) {
   if constexpr (OP == PART) {
-    const __m256 rest = load_floats(task.rest, at);
+    const __m256 rest = _mm256_mul_ps(factor, load_floats(task.rest, at));
     return _mm256_castps_si256(_mm256_add_ps(load_floats(task.weight, at), rest));
   } else {
     return load(task.weight, at);
@@ -245,11 +246,11 @@ AVX2_INLINE void choose(__m256i* key, int rows, int n) {
 }
 
 template <Operation OP>
-AVX2_INLINE void emit8(const Task& task, int64_t at, __m256i keep) {
+AVX2_INLINE void emit8(const Task& task, int64_t at, __m256i keep, __m256 factor) {
   if constexpr (OP == MASK) {
     store_mask(task.out, at, keep);
   } else if constexpr (OP == APPLY || OP == PART) {
-    const __m256i bits = element8<OP>(task, at);
+    const __m256i bits = element8<OP>(task, at, factor);
     const __m256i nonzero = _mm256_cmpgt_epi32(absolute(bits), _mm256_setzero_si256());
     const __m256i survives = _mm256_and_si256(keep, nonzero);
     store(task.out, at, _mm256_and_si256(bits, survives));
@@ -258,31 +259,34 @@ AVX2_INLINE void emit8(const Task& task, int64_t at, __m256i keep) {
       store_mask(task.mask, at, survives);
     }
   } else {
-    const __m256 decay = _mm256_set1_ps(task.decay), now = load_floats(task.out, at);
-    const __m256 pulled = _mm256_add_ps(now, _mm256_mul_ps(decay, load_floats(task.weight, at)));
+    const __m256 now = load_floats(task.out, at);
+    const __m256 pulled = _mm256_add_ps(now, _mm256_mul_ps(factor, load_floats(task.weight, at)));
     _mm256_storeu_ps(static_cast<float*>(task.out) + at,
                      _mm256_blendv_ps(pulled, now, _mm256_castsi256_ps(keep)));
   }
 }
 
 // Groups of neighbouring columns side by side. The last eight overlap those before if they must;
-// what is done is done again, but for DECAY, which leaves it as it is.
+// what is done is done again, but for DECAY, which leaves it as it is, and PART, which adds up what
+// it took apart.
 template <Operation OP, int M>
 AVX2_INLINE void columns(const Task& task, const Slab& slab) {
   constexpr int capacity = M ? M : MAX_M;
   const int rows = M ? M : slab.rows;
   for (int64_t column = 0; column < task.inner; column += LANES) {
     const int64_t from = std::min(column, task.inner - LANES), start = slab.start + from;
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i again = _mm256_set1_epi32(static_cast<int>(column - from));
+    const __m256i done = _mm256_cmpgt_epi32(again, lane);
+    __m256 factor = _mm256_set1_ps(task.factor);
+    if (OP == PART) factor = _mm256_blendv_ps(factor, _mm256_set1_ps(1), _mm256_castsi256_ps(done));
     __m256i key[capacity];
-    for (int i = 0; i < rows; i++) key[i] = magnitude(element8<OP>(task, start + i * task.inner));
+    for (int i = 0; i < rows; i++)
+      key[i] = magnitude(element8<OP>(task, start + i * task.inner, factor));
     choose<M>(key, rows, task.n);
-    if (OP == DECAY && from < column) {
-      const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-      const int again = static_cast<int>(column - from);
-      const __m256i done = _mm256_cmpgt_epi32(_mm256_set1_epi32(again), lane);
+    if (OP == DECAY)
       for (int i = 0; i < rows; i++) key[i] = _mm256_or_si256(key[i], done);
-    }
-    for (int i = 0; i < rows; i++) emit8<OP>(task, start + i * task.inner, key[i]);
+    for (int i = 0; i < rows; i++) emit8<OP>(task, start + i * task.inner, key[i], factor);
   }
 }
 
@@ -311,18 +315,19 @@ AVX2_INLINE void transpose8(__m256i* v) {
 template <Operation OP, int M>
 AVX2_INLINE void contiguous(const Task& task, int64_t start) {
   constexpr int block = M < LANES ? M : LANES;
+  const __m256 factor = _mm256_set1_ps(task.factor);
   __m256i key[M];
   for (int b = 0; b < M; b += block) {
     for (int i = 0; i < block; i++)
       key[b + i] =
-          magnitude(element8<OP>(task, M < LANES ? start + i * LANES : start + i * M + b));
+          magnitude(element8<OP>(task, M < LANES ? start + i * LANES : start + i * M + b, factor));
     M < LANES ? transpose4(key) : transpose8(key + b);
   }
   choose<M>(key, M, task.n);
   for (int b = 0; b < M; b += block) {
     M < LANES ? transpose4(key) : transpose8(key + b);
     for (int i = 0; i < block; i++)
-      emit8<OP>(task, M < LANES ? start + i * LANES : start + i * M + b, key[b + i]);
+      emit8<OP>(task, M < LANES ? start + i * LANES : start + i * M + b, key[b + i], factor);
   }
 }
 
@@ -458,11 +463,11 @@ int secateur_nm(int operation, int format, const void* weight, void* out, float 
              threads);
 }
 
-// Takes weight + rest apart again, in place: what is kept of it goes to weight, all else to rest, a
-// byte to mask, 1 where a weight is kept that is not 0. Returns as secateur_nm does.
-int secateur_nm_part(float* weight, float* rest, uint8_t* mask, int64_t outer, int64_t length,
-                      int64_t inner, int n, int m, int threads) {
-  return run(for_floats<PART>(), Task{weight, weight, 0, outer, length, inner, n, m, rest, mask},
-             threads);
+// Takes weight + factor * rest apart again, in place: what is kept of it goes to weight, all else to
+// rest, a byte to mask, 1 where a weight is kept that is not 0. Returns as secateur_nm does.
+int secateur_nm_part(float* weight, float* rest, uint8_t* mask, float factor, int64_t outer,
+                      int64_t length, int64_t inner, int n, int m, int threads) {
+  const Task task{weight, weight, factor, outer, length, inner, n, m, rest, mask};
+  return run(for_floats<PART>(), task, threads);
 }
 }

@@ -43,9 +43,11 @@ def nm_decay_(target: Tensor, weight: Tensor, n: int, m: int, axis: int, decay: 
     target.copy_(torch.where(mask, target, target + decay * weight))
 
 
-def nm_part_(weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int) -> None:
-    """Take ``weight + rest`` apart; see :func:`secateur.kernels.nm_part_`."""
-    whole = weight + rest
+def nm_part_(
+    weight: Tensor, rest: Tensor, mask: Tensor, n: int, m: int, axis: int, factor: float
+) -> None:
+    """Take ``weight + factor * rest`` apart; see :func:`secateur.kernels.nm_part_`."""
+    whole = weight + factor * rest
     weight.copy_(nm_apply(whole, n, m, axis))
     mask.copy_(weight != 0)
     rest.copy_(whole.masked_fill_(mask, 0))

@@ -181,11 +181,11 @@ class SRSTE(RetrainedMethod):
         self.first = {name: mask.clone() for name, mask in self.masks.items()}
         self.earlier = {name: mask.clone() for name, mask in self.masks.items()}
 
-    def _choose(self) -> None:
-        """Choose the masks anew; the model gets E W, and the rest is (1 - E) W."""
+    def _choose(self, factor: float = 1.0) -> None:
+        """Choose the masks anew; the model gets E W, and the rest, shrunk before, is (1 - E) W."""
         self.masks, self.earlier = self.earlier, self.masks
         weights = {name: self.weights[name].detach() for name in self.rest}
-        self.patterns.part_(weights, self.rest, self.masks, self.model)
+        self.patterns.part_(weights, self.rest, self.masks, self.model, factor)
 
     def _lift(self) -> None:
         """Give the model its weights in use as they were before rounding."""
@@ -233,17 +233,17 @@ class SRSTE(RetrainedMethod):
 
     def _move(self, lr: float | None) -> None:
         """Take W along, which the model and the rest are parts of, and part it again."""
+        factor = 1.0
         if self.options.mode == "decoupled":
             if lr is None:
                 raise RecipeError("mode: decoupled needs the learning rate; call step(lr).")
-            for rest in self.rest.values():
-                rest.mul_(1 - lr * self.decay)
+            factor = 1 - lr * self.decay
         self.count += 1
         if self.count % self.options.interval == 0:
-            self._choose()
+            self._choose(factor)
             return
         for name, mask in self.masks.items():
-            whole = self.rest[name].add_(self.weights[name])
+            whole = self.rest[name].mul_(factor).add_(self.weights[name])
             self.weights[name].copy_(whole.masked_fill(~mask, 0))
             whole.masked_fill_(mask, 0)
 

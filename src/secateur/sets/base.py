@@ -54,18 +54,19 @@ class ConstraintSet(ABC):
         weight = weight.detach()
         return self._project(weight, None if metric is None else _checked(metric, weight))
 
-    def part_(self, weight: Tensor, rest: Tensor, mask: Tensor) -> None:
-        """Take ``weight + rest`` apart, in place: its projection, and all that is dropped.
+    def part_(self, weight: Tensor, rest: Tensor, mask: Tensor, factor: float = 1.0) -> None:
+        """Take ``weight + factor * rest`` apart, in place: its projection, and all that is dropped.
 
         Args:
             weight: floating point; gets the projection.
             rest: of the shape and dtype of ``weight``; gets what is dropped, else 0.
             mask: boolean, of the same shape; gets where ``weight`` is not 0 then.
+            factor: of ``rest``, as it comes.
 
         Raises:
             NonFiniteError: an element is NaN or infinite, unless the set lets that stay.
         """
-        whole = weight + rest
+        whole = weight + factor * rest
         put_parts(whole, self.project(whole), weight, rest, mask)
 
     @abstractmethod

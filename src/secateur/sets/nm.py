@@ -102,16 +102,17 @@ class NM(Quota):
         summed = self._summed(gain).clamp(min=0)
         return self._spread(nm_mask(summed, self.n, self.m), gain.shape) & (gain > 0)
 
-    def part_(self, weight: Tensor, rest: Tensor, mask: Tensor) -> None:
-        """Take ``weight + rest`` apart in one pass, where every output chooses for itself.
+    def part_(self, weight: Tensor, rest: Tensor, mask: Tensor, factor: float = 1.0) -> None:
+        """Take ``weight + factor * rest`` apart in one pass, where every output chooses for itself.
 
         What is not finite then stays, as the largest of its group.
         """
         if self.rows > 1 or self.n == self.m or not weight.is_contiguous():
-            super().part_(weight, rest, mask)
+            super().part_(weight, rest, mask, factor)
             return
         cube = self._cube(weight.shape)
-        nm_part_(weight.view(cube), rest.view(cube), mask.view(cube), self.n, self.m)
+        weight, rest, mask = weight.view(cube), rest.view(cube), mask.view(cube)
+        nm_part_(weight, rest, mask, self.n, self.m, factor=factor)
 
     def contains(self, weight: Tensor) -> bool:
         """Say whether at most n positions of each group have a weight that is not zero."""
