@@ -15,4 +15,4 @@ def operators(path: Path, optimized: Path) -> dict[str, int]:
     options.log_severity_level = 3
     options.optimized_model_filepath = str(optimized)
     onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return dict(Counter(node.op_type for node in onnx.load(optimized).graph.node))
+    return dict(sorted(Counter(node.op_type for node in onnx.load(optimized).graph.node).items()))
