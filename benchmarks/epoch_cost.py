@@ -20,6 +20,7 @@ from runs import RESULTS
 from torch import nn
 
 from secateur.methods import ADMM, METHODS, Method, Phase
+from secateur.plan import build_plan
 from secateur.sets import ConstraintSet, Filter, Levels, Unstructured
 from secateur.zoo import lenet5, resnet20
 
@@ -32,9 +33,12 @@ TARGETS: dict[str, ConstraintSet] = {
     "unstructured and 4 bits": Unstructured(density=0.05) & Levels(4),
     "filter": Filter(density=0.5),
 }
+PATH_AWARE = "unstructured, path-aware"
 
 
-def stepper(build: Callable[[], nn.Module], target: ConstraintSet | None) -> Callable[[], None]:
+def stepper(
+    build: Callable[[], nn.Module], target: ConstraintSet | None, path_aware: bool = False
+) -> Callable[[], None]:
     """Return a function that trains one block as the engine does, with ADMM if given a target."""
     torch.manual_seed(0)
     model = build().to(memory_format=torch.channels_last)
@@ -42,7 +46,8 @@ def stepper(build: Callable[[], nn.Module], target: ConstraintSet | None) -> Cal
     images, labels = torch.randn(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
     method: Method | None = None
     if target is not None:
-        method = METHODS["admm"](target).attach(model)
+        plan = build_plan(model, target, path_aware=images[:1] if path_aware else None)
+        method = METHODS["admm"](plan).attach(model)
         assert isinstance(method, ADMM)
         method.begin(Phase("admm", EPOCHS), STEPS)
 
@@ -62,6 +67,7 @@ def measure(build: Callable[[], nn.Module], rounds: int) -> dict[str, Any]:
     """Return the median seconds of a block, dense and by target, and the ratios to dense."""
     blocks = {"dense": stepper(build, None)}
     blocks |= {name: stepper(build, target) for name, target in TARGETS.items()}
+    blocks[PATH_AWARE] = stepper(build, TARGETS["unstructured"], path_aware=True)
     return interleaved(blocks, rounds)
 
 

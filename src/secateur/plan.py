@@ -13,6 +13,7 @@ from secateur import norms
 from secateur.by_layer import changed, first_match, matches
 from secateur.channels import ChannelGraph
 from secateur.errors import NonFiniteError, RecipeError, did_you_mean
+from secateur.paths import useless, without_useless
 from secateur.sets import ConstraintSet, Levels, Unstructured, join
 from secateur.sets.base import energy, put_parts, top_k
 from secateur.sets.intersection import cover
@@ -22,9 +23,6 @@ PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 BIAS = Levels(bits=8, zero=True)
 """What the bias of a compressed layer becomes when training is over."""
-
-PATH_ROUNDS = 20
-"""Rounds of dropping weights that do not matter and giving their budget to others."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class Plan:
 
         With a path-aware budget, weights that no longer reach an output, or that nothing but a
         constant reaches, are dropped and what they took goes to the next largest, until none is
-        left or the rounds are over.
+        left.
 
         Args:
             weights: parameter name to tensor, for the rows of :attr:`compressed`.
@@ -102,24 +100,22 @@ class Plan:
         Raises:
             NonFiniteError: a weight holds NaN or infinity; the message names its layer.
         """
-        projected = self._project(weights, model)
-        for _ in range(PATH_ROUNDS if self.graph else 0):
-            assert self.graph is not None
-            flow = self.graph.flow(projected)
-            masks = (flow.unreachable(), flow.constant_reads())
-            spent = {
-                name: (weight != 0) & (masks[0][name] | masks[1][name])
-                for name, weight in projected.items()
-                if name in masks[0]
-            }
+        if self.graph is None:
+            return self._project(weights, model)
+        if all(row.pooled for row in self.compressed):  # the same, without projecting every time
+            gains = self._gains(weights, self.metrics(model))
+            weights = without_useless(
+                self.graph, {name: weights[name] for name in gains}, gains, self.keep
+            )
+        while True:
+            projected = self._project(weights, model)
+            spent = useless(self.graph, projected)
             if not any(bool(each.any()) for each in spent.values()):
-                break
+                return projected
             weights = {
                 name: weight.detach().masked_fill(spent[name], 0) if name in spent else weight
                 for name, weight in weights.items()
             }
-            projected = self._project(weights, model)
-        return projected
 
     def part_(
         self,
@@ -253,14 +249,21 @@ class Plan:
         sets = {row.layer: row.set for row in self.compressed if row.set is not None}
         pooled = [row for row in self.compressed if row.pooled]
         if pooled:
-            gains = [
-                energy(weights[row.parameter].detach(), metrics.get(row.layer)).flatten()
-                for row in pooled
-            ]
+            gains = [each.flatten() for each in self._gains(weights, metrics).values()]
             marks = top_k(torch.cat(gains).nan_to_num(), self.keep)
             for row, part in zip(pooled, torch.split(marks, [len(g) for g in gains]), strict=True):
                 sets[row.layer] = _with_keep(row.set, int(part.sum()))
         return sets
+
+    def _gains(
+        self, weights: Mapping[str, Tensor], metrics: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return, by parameter name, what elements of pooled rows compete with for the budget."""
+        return {
+            row.parameter: energy(weights[row.parameter].detach(), metrics.get(row.layer))
+            for row in self.compressed
+            if row.pooled
+        }
 
 
 def build_plan(
