@@ -110,7 +110,8 @@ def final_sets(model: nn.Module, plans: Sequence[Plan]) -> dict[str, ConstraintS
     Raises:
         MembershipError: a weight is not in its set: the method did not do its work.
     """
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    named = model.named_parameters(remove_duplicate=False)
+    weights = {name: weight.detach() for name, weight in named}
     sets: dict[str, ConstraintSet] = {}
     for plan in plans:
         sets.update(plan.fitted(model).within(weights).sets(weights))
@@ -154,7 +155,7 @@ def settle(model: nn.Module, plans: Sequence[Plan], notes: Sequence[str] = ()) -
     """
     model.cpu().eval().to(memory_format=torch.contiguous_format)
     rows, sets = plans[0].rows, final_sets(model, plans)
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     exact = bool(grids(model))
     quantized: dict[str, Quantized] = {}
     for row in rows:

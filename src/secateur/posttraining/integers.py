@@ -20,7 +20,7 @@ from secateur.channels.trace import evaluating
 from secateur.codec import Quantized
 from secateur.doctor import Profile, int8_profile
 from secateur.errors import RecipeError
-from secateur.plan import Plan, Row, build_plan
+from secateur.plan import PRUNABLE, Plan, Row, build_plan
 from secateur.posttraining.equalization import equalize as balance
 from secateur.posttraining.moments import columns
 from secateur.posttraining.quadratic import Quadratic
@@ -123,6 +123,9 @@ def quantize(
     plan = target if isinstance(target, Plan) else build_plan(model, target, scope="layer")
     plan = deployable(plan.fitted(model), activation_bits, profile or int8_profile())
     sets = plan.sets(_members(model, plan))
+    for row in plan.rows:
+        if row.owner in sets and isinstance(model.get_submodule(row.layer), PRUNABLE):
+            sets[row.layer] = sets[row.owner]
     for name in sets:  # grids of an earlier stage
         detach_input(model.get_submodule(name))
     for module in model.modules():
