@@ -315,9 +315,9 @@ def build_plan(
     for name, module in candidates:
         owners.setdefault(module.weight, name)
     rows = [
-        _row(name, module, target, bool(sharing), exceptions)
-        if owners[module.weight] == name
-        else _shared(name, module, owners[module.weight])
+        _shared(name, module, owner)
+        if (owner := owners[module.weight]) != name
+        else _row(name, module, target, bool(sharing), exceptions)
         for name, module in candidates
     ]
     rows = [replace(row, set=row.set and row.set.rounded(row.shape, round_to)) for row in rows]
@@ -365,10 +365,8 @@ def _fitting(row: Row, target: ConstraintSet) -> Row:
 
 def _shared(name: str, module: nn.Module, owner: str) -> Row:
     """Return the row of a layer whose weight is planned as that of another."""
-    shape = tuple(module.weight.shape)  # type: ignore[arg-type]
-    return Row(
-        name, type(module).__name__, shape, note=f"its weight is that of {owner}", owner=owner
-    )
+    row = Row(name, type(module).__name__, tuple(module.weight.shape))  # type: ignore[arg-type]
+    return replace(row, note=f"its weight is that of {owner}", owner=owner)
 
 
 def _left_dense(model: nn.Module, planned: set[str], owners: Mapping[Any, str]) -> Iterator[Row]:
