@@ -21,9 +21,12 @@ import secateur as sc
 from secateur import cli, data
 from secateur.artifact import pack_quantized
 from secateur.artifact.export import FORMATS, Source, export
+from secateur.artifact.onnx import OnnxModel
 from secateur.artifact.qonnx import quant
+from secateur.cli.target import Target, onnx_file
 from secateur.codec import Quantized
-from secateur.errors import SecateurError
+from secateur.errors import ArtifactError, SecateurError
+from secateur.finish import left_in_floats
 from secateur.quantizers import regrid
 from secateur.sets import Levels
 from secateur.sets.channel_levels import ChannelLevels
@@ -314,3 +317,47 @@ def test_what_no_format_holds_is_refused(tmp_path: Path) -> None:
     reach = Quantized(torch.tensor([[128, 1]]), 1.0, 8, False)
     assert pack_quantized.bits_of(reach) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_compressed_tensors_refuses_grids_that_it_cannot_say(tmp_path: Path) -> None:
+    model, quantized = network()
+    with pytest.raises(ArtifactError, match="weights alone"):
+        export(Source(model, torch.zeros(1), quantized), "compressed-tensors", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_layers_that_share_a_weight_are_integers_by_either_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32)).eval()
+    model[2].weight = model[0].weight
+    images = torch.randn(4, 32)
+    found = sc.quantize(model, [images]).quantized
+    for names in (("0.weight",), ("2.weight",), tuple(found)):
+        path = sc.export_onnx(model, images, tmp_path / "m.onnx", {n: found[n] for n in names})
+        assert OnnxModel(path)(images).allclose(model(images), atol=0.05)
+
+
+def test_weights_that_int8_does_not_hold_are_named() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 64)
+    found = {}
+    for name, levels in (("a.weight", Levels(8)), ("b.weight", Levels(8, zero=True))):
+        found[name] = levels.quantized(levels.project(weight))
+    (note,) = left_in_floats(found)
+    assert "a.weight stay floats" in note
+    assert "b.weight" not in note
+    assert "zero: true" in note
+
+
+def test_a_file_for_the_bench_is_in_the_form_for_its_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, levels = nn.Sequential(nn.Linear(64, 64)).eval(), Levels(4, zero=True)
+    model[0].weight.data = levels.project(model[0].weight.detach())
+    opened = Target(
+        model, "1x64", quantized={"0.weight": levels.quantized(model[0].weight.detach())}
+    )
+    monkeypatch.setattr("secateur.cli.target.open_target", lambda *_: opened)
+    path = onnx_file("packed", tmp_path / "n.onnx", None, False, batch=1)
+    assert "MatMulNBits" in {node.op_type for node in onnx.load(path).graph.node}

@@ -22,12 +22,15 @@ from secateur import doctor, methods
 from secateur.artifact import packed
 from secateur.artifact.onnx import OnnxModel
 from secateur.errors import DataError, RecipeError
-from secateur.posttraining import Calibration, equalize, quantize
+from secateur.outcome import Outcome, finished
+from secateur.plan import build_plan
+from secateur.posttraining import Calibration, equalize, quantize, reconstruct
 from secateur.posttraining.quadratic import Quadratic
 from secateur.posttraining.ranges import BINS, Histogram, divergence
 from secateur.posttraining.rounding import RowGrid, best_steps, in_turns, rounded
 from secateur.posttraining.sequence import absorbers
 from secateur.quantizers import FixedQuantizer, activation_bits, grids, input_quantizer, regrid
+from secateur.quantizers.attach import detach_input
 from secateur.sets import NM, Levels
 from secateur.sets.channel_levels import ChannelLevels
 from secateur.zoo import lenet5
@@ -173,7 +176,7 @@ def test_rows_are_no_farther_away_than_rounded(bits: int) -> None:
 
 def test_no_single_level_can_be_improved_after_turns() -> None:
     made = layer_problem(5, 9)
-    grid = RowGrid(best_steps(made, 3), 3, made.weight != 0)
+    grid = RowGrid(best_steps(made, (1, 2, 3)), (1, 2, 3), made.weight != 0)
     levels = grid.levels(made.weight)
     for _ in range(10):
         levels = in_turns(made, levels, grid)
@@ -475,3 +478,49 @@ def test_inputs_in_a_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             data.load(str(tmp_path / f"{name}.npy"))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_powers_of_two_are_rounded_to_powers_of_two(bits: int) -> None:
+    torch.manual_seed(0)
+    target = Levels(bits, zero=True, spacing="power_of_two")
+    model = nn.Linear(8, 6)
+    found = quantize(model, [torch.randn(64, 8)], target, profile="no_vnni")
+    levels = found.quantized["weight"].levels
+    assert set(levels.abs().unique().tolist()) <= {0, *target.magnitudes}
+    assert torch.equal(found.quantized["weight"].weight(torch.float32), model.weight)
+    outcome: Outcome = {"layers": {"": {"bits": bits, "by_channel": True}}, "spent": {}}
+    (row,) = finished(build_plan(model, target), outcome).compressed
+    assert row.set is not None
+    assert row.set.contains(model.weight.detach())
+
+
+class ByKeyword(nn.Module):
+    """Calls its layers with names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(input=self.a(input=x).relu())  # type: ignore[no-any-return]
+
+
+def test_layers_that_are_called_by_keyword_read_through_their_grids() -> None:
+    torch.manual_seed(0)
+    named, images = ByKeyword(), torch.randn(64, 8)
+    plain = nn.Sequential(named.a, nn.ReLU(), named.b)
+    plain = copy.deepcopy(plain)
+    quantize(named, [images])
+    quantize(plain, [images])
+    assert torch.equal(named(images), plain(images))
+    for layer in (named.a, named.b):
+        detach_input(layer)
+        assert not layer._forward_pre_hooks
+        assert not layer._forward_pre_hooks_with_kwargs
+    named(images)
+
+
+def test_no_inputs_are_refused_by_reconstruct_too() -> None:
+    with pytest.raises(RecipeError, match="there are none"):
+        reconstruct(nn.Linear(8, 4), [], NM(2, 4))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import secateur as sc
 from secateur import methods
+from secateur.data import InMemory
 from secateur.errors import RecipeError
 from secateur.plan import build_plan
 from secateur.posttraining import reconstruct
@@ -323,3 +324,28 @@ def test_the_method_in_a_loop_of_your_own() -> None:
 def test_inputs_are_required() -> None:
     with pytest.raises(RecipeError, match="takes inputs"):
         methods.PostTraining(Unstructured(density=0.3)).attach(small_model())
+
+
+def test_whole_filters_leave_a_network_without_training(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 36, 4),
+    )
+    images = torch.randn(33, 1, 8, 8)  # the last batch is one sample
+    some = InMemory(images, images.flatten(1)[:, :4].argmax(1))
+    stage: dict[str, Any] = {"method": "post_training", "set": "filter", "samples": 33}
+    stage |= {"density": 0.5, "layers": {"4": "dense"}}
+    recipe = {"train": {"epochs": 0}, "export": {"onnx": False}, "stages": [stage]}
+    done = sc.compress(sc.Task(model, some, some, some, name="filters"), recipe, out=tmp_path)
+    assert done.model[0].weight.shape == (4, 1, 3, 3)  # type: ignore[index]
+    assert done.model[4].weight.shape == (4, 4 * 36)  # type: ignore[index]
+    torch.testing.assert_close(
+        done.model[1].running_mean,  # type: ignore[index]
+        done.model[0](images).mean((0, 2, 3)),  # type: ignore[index]
+        atol=1e-4,
+        rtol=1e-3,
+    )

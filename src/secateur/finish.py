@@ -20,6 +20,7 @@ from secateur import data
 from secateur._version import __version__
 from secateur.artifact import onnx, packed
 from secateur.artifact.export import Source, write_onnx
+from secateur.artifact.integers import fits
 from secateur.artifact.products import with_products
 from secateur.artifact.saturation import saturation
 from secateur.channels import widths
@@ -110,7 +111,8 @@ def final_sets(model: nn.Module, plans: Sequence[Plan]) -> dict[str, ConstraintS
     Raises:
         MembershipError: a weight is not in its set: the method did not do its work.
     """
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    named = model.named_parameters(remove_duplicate=False)
+    weights = {name: weight.detach() for name, weight in named}
     sets: dict[str, ConstraintSet] = {}
     for plan in plans:
         sets.update(plan.fitted(model).within(weights).sets(weights))
@@ -154,7 +156,7 @@ def settle(model: nn.Module, plans: Sequence[Plan], notes: Sequence[str] = ()) -
     """
     model.cpu().eval().to(memory_format=torch.contiguous_format)
     rows, sets = plans[0].rows, final_sets(model, plans)
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     exact = bool(grids(model))
     quantized: dict[str, Quantized] = {}
     for row in rows:
@@ -225,6 +227,8 @@ def finish(
     }
     parity = compare({name: result[0] for name, result in logits.items()}, bool(grids(model)))
     notes = list(settled.notes)
+    if recipe.export.onnx:
+        notes += left_in_floats(levels)
     if recipe.export.onnx and grids(model):
         parity["saturation"] = _saturation(folder / ONNX, task.test, logits["dense"][0], notes)
     layers = gather.layers(
@@ -250,6 +254,17 @@ def finish(
         "notes": notes,
         "history": trainer.history,
     }
+
+
+def left_in_floats(quantized: Mapping[str, Quantized]) -> list[str]:
+    """Return a note on weights whose levels no integer of an ONNX file holds, if there are any."""
+    beyond = [name for name, each in quantized.items() if each.levels.ndim > 1 and not fits(each)]
+    if not beyond:
+        return []
+    return [
+        f"onnx: {', '.join(beyond)} stay floats, since int8 does not hold levels beyond 127; "
+        "with zero: true it does"
+    ]
 
 
 def _saturation(

@@ -8,9 +8,11 @@ filters are compared by that product, and squared distances are weighed by its s
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -68,22 +70,47 @@ def _with_statistics(model: nn.Module) -> Iterator[_BatchNorm]:
 def restating(model: nn.Module) -> Iterator[None]:
     """Set running statistics of BatchNorms to those of what the model is called with inside.
 
-    Only the norms are in training mode, with cumulative averages; each module comes back in its own
-    mode. Statistics are weighed by batch, not by sample.
+    They are over all samples, however these are batched: each batch goes on with the statistics of
+    all that were seen so far, itself included. Norms that are not called keep theirs. All is in
+    evaluation mode; each module comes back in its own mode.
     """
-    norms = list(_with_statistics(model))
     training = [module for module in model.modules() if module.training]
-    momenta = [norm.momentum for norm in norms]
     model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
+    handles = [
+        norm.register_forward_pre_hook(_Statistics(), with_kwargs=True)
+        for norm in _with_statistics(model)
+    ]
     try:
         yield
     finally:
-        model.eval()
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for handle in handles:
+            handle.remove()
         for module in training:
             module.training = True
+
+
+class _Statistics:
+    """What one BatchNorm has read so far: a hook in front of it, which writes them into it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0  # of deviations from the mean, summed up
+
+    def __call__(self, norm: nn.Module, given: Sequence[Tensor], named: Mapping[str, Any]) -> None:
+        read = given[0] if given else named["input"]
+        count = read.numel() // max(1, read.shape[1])
+        if not count:
+            return
+        others = [dim for dim in range(read.ndim) if dim != 1]
+        var, mean = (t.double() for t in torch.var_mean(read.detach(), others, correction=0))
+        before, self.count = self.count, self.count + count
+        gap = mean - self.mean
+        self.mean = self.mean + gap * (count / self.count)
+        self.squares = self.squares + var * count + gap.square() * (before * count / self.count)
+        assert isinstance(norm, _BatchNorm)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(self.mean)
+        if self.count > 1:  # one value has no variance: the norm keeps its own
+            norm.running_var.copy_(self.squares / (self.count - 1))

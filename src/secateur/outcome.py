@@ -37,6 +37,7 @@ def finished(plan: Plan, outcome: Outcome) -> Plan:
         if patterns:  # beside them levels have one scale, and are those that were asked for
             return replace(row, set=join(patterns, asked and replace(asked, bits=found["bits"])))
         levels = ChannelLevels if found["by_channel"] else Levels
-        return replace(row, set=levels(found["bits"], zero=True))
+        spacing = asked.spacing if asked else "uniform"
+        return replace(row, set=levels(found["bits"], zero=True, spacing=spacing))
 
     return replace(plan, rows=tuple(ended(row) for row in plan.rows))

@@ -38,6 +38,7 @@ class Row:
         note: why it stays dense, in plain words.
         norm: the BatchNorm whose scale weighs its filters; empty if they count as they are.
         stated: whether what it keeps was said for it by name.
+        owner: the layer whose weight this is, planned there alone; empty if it is its own.
     """
 
     layer: str
@@ -48,6 +49,7 @@ class Row:
     note: str = ""
     norm: str = ""
     stated: bool = False
+    owner: str = ""
 
     @property
     def weights(self) -> int:
@@ -193,7 +195,7 @@ class Plan:
     def fitted(self, model: nn.Module) -> Plan:
         """Return this plan for a model that has lost channels since: shares become the counts that
         they are of the network as it was."""
-        parameters = dict(model.named_parameters())
+        parameters = dict(model.named_parameters(remove_duplicate=False))
 
         def narrower(row: Row) -> Row:
             shape = tuple(parameters[row.parameter].shape) if row.parameter in parameters else None
@@ -279,7 +281,8 @@ def build_plan(
     """Match a constraint set to the layers of a model.
 
     Args:
-        model: its convolutions and linear layers are planned, everything else stays dense.
+        model: its convolutions and linear layers are planned, everything else stays dense. A weight
+            that several layers share is planned as that of the first.
         target: the set of every layer that ``layers`` does not mention.
         scope: ``global`` for one budget over all those layers, ``layer`` for one each. A set other
             than ``Unstructured``, with or without levels, always has one each.
@@ -311,11 +314,19 @@ def build_plan(
     patterns, _ = target.split()
     alone = len(patterns) == 1 and scope == "global"
     sharing = [each for each in patterns if alone and isinstance(each, Unstructured)]
-    rows = [_row(name, module, target, bool(sharing), exceptions) for name, module in candidates]
+    owners: dict[Any, str] = {}
+    for name, module in candidates:
+        owners.setdefault(module.weight, name)
+    rows = [
+        _shared(name, module, owner)
+        if (owner := owners[module.weight]) != name
+        else _row(name, module, target, bool(sharing), exceptions)
+        for name, module in candidates
+    ]
     rows = [replace(row, set=row.set and row.set.rounded(row.shape, round_to)) for row in rows]
     if metric == "batchnorm":
         rows = _with_norms(rows, norms.following(model))
-    rows.extend(_left_dense(model, {name for name, _ in candidates}))
+    rows.extend(_left_dense(model, {name for name, _ in candidates}, owners))
     total = sum(row.weights for row in rows if row.pooled)
     graph = None if path_aware is None else ChannelGraph(model, path_aware)
     return Plan(tuple(rows), sum(each.count(total) for each in sharing), graph)
@@ -355,7 +366,13 @@ def _fitting(row: Row, target: ConstraintSet) -> Row:
     return replace(row, note=f"left dense, {note}")
 
 
-def _left_dense(model: nn.Module, planned: set[str]) -> Iterator[Row]:
+def _shared(name: str, module: nn.Module, owner: str) -> Row:
+    """Return the row of a layer whose weight is planned as that of another."""
+    row = Row(name, type(module).__name__, tuple(module.weight.shape))  # type: ignore[arg-type]
+    return replace(row, note=f"its weight is that of {owner}", owner=owner)
+
+
+def _left_dense(model: nn.Module, planned: set[str], owners: Mapping[Any, str]) -> Iterator[Row]:
     """Yield a row for every other module that holds parameters of its own."""
     for name, module in model.named_modules():
         if name in planned:
@@ -363,7 +380,10 @@ def _left_dense(model: nn.Module, planned: set[str]) -> Iterator[Row]:
         own = dict(module.named_parameters(recurse=False))
         for parameter in own.values():
             kind = type(module).__name__
-            yield Row(name, kind, tuple(parameter.shape), note=f"left dense: {kind}")
+            if parameter in owners:
+                yield _shared(name, module, owners[parameter])
+            else:
+                yield Row(name, kind, tuple(parameter.shape), note=f"left dense: {kind}")
             break
 
 

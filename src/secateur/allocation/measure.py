@@ -71,7 +71,7 @@ class Measure(ABC):
 
     def __init__(self, model: nn.Module, plan: Plan, overhead: int) -> None:
         self.model = model
-        self.parameters = dict(model.named_parameters())
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
         self.weights = {
             row.parameter: self.parameters[row.parameter].detach().clone()
             for row in plan.compressed
@@ -148,11 +148,13 @@ class File(Measure):
     def __init__(self, model: nn.Module, plan: Plan, overhead: int) -> None:
         super().__init__(model, plan, overhead)
         rows = plan.compressed
-        planned = {name for row in rows for name in (row.parameter, row.bias)}
+        architecture = Architecture.of(model)
+        own = (name for row in rows for name in (row.parameter, row.bias))
+        planned = {architecture.first_names[name] for name in own if name in self.parameters}
         self.last = rows[-1].layer
         self.dense = float(4 * sum(tensor.numel() for tensor in model.state_dict().values()))
         self.rest = {"container": float(overhead)}
-        for name, tensor in Architecture.of(model).tensors.items():
+        for name, tensor in architecture.tensors.items():
             if name not in planned:
                 self.rest[name] = entry_bytes(storage(tensor).total // 8)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError
 from secateur.files import atomic
+from secateur.quantizers import grids
 
 FORMAT = "pack-quantized"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -37,8 +38,14 @@ def save(model: nn.Module, quantized: Mapping[str, Quantized], folder: Path) -> 
 
     Raises:
         MissingDependencyError: the extra ``compressed-tensors`` is not installed.
-        ArtifactError: no linear layer is on levels, or the file would not be smaller.
+        ArtifactError: layers read through grids, which the format has no place for, no linear layer
+            is on levels, or the file would not be smaller.
     """
+    if grids(model):
+        raise ArtifactError(
+            f"{FORMAT}: layers of this network round what they read, and the format holds weights "
+            "alone.\nRemedy: --format onnx, or compress without activation_bits."
+        )
     pack = _packer()
     layers = {
         name: (levels, bits)

@@ -51,7 +51,11 @@ def bench(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Time a network beside the dense one in the runtimes of this machine."""
+    """Time a network beside the dense one in the runtimes of this machine.
+
+    What has no ONNX file yet is exported in the form for the least --batch, as secateur export
+    --batch does.
+    """
     import tempfile
 
     from secateur import measure
@@ -61,11 +65,12 @@ def bench(
 
     batches = whole_numbers(batch, "--batch")
     with tempfile.TemporaryDirectory(prefix="secateur-") as scratch:
-        network = onnx_file(target, Path(scratch) / "network.onnx", input_shape, trust)
+        least = max(1, min(batches))
+        network = onnx_file(target, Path(scratch) / "network.onnx", input_shape, trust, least)
         if against == DENSE:
             other = dense_onnx_file(target, Path(scratch) / "dense.onnx", input_shape, trust)
         else:
-            other = onnx_file(against, Path(scratch) / "other.onnx", input_shape, trust)
+            other = onnx_file(against, Path(scratch) / "other.onnx", input_shape, trust, least)
         found = measure.bench(
             network,
             other,

@@ -158,7 +158,7 @@ def whole_numbers(text: str, option: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:
+def onnx_file(target: str, path: Path, shape: str | None, trust: bool, batch: int) -> Path:
     """Return the ONNX file of what the user names; one that there is, or a new one.
 
     Args:
@@ -166,6 +166,7 @@ def onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:
         path: of the file to write if there is none.
         shape: of its input, if it is not known.
         trust: whether to run the module that a packed file names.
+        batch: samples of an inference; a new file is in the form for it.
 
     Raises:
         SecateurError: it cannot be opened or exported.
@@ -174,7 +175,7 @@ def onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:
     if given.suffix == ".onnx" and given.is_file():
         return given
     opened = open_target(target, trust)
-    return export_onnx(opened.model, opened.example(shape), path, opened.quantized)
+    return export_onnx(opened.model, opened.example(shape), path, opened.quantized, batch)
 
 
 def dense_onnx_file(target: str, path: Path, shape: str | None, trust: bool) -> Path:

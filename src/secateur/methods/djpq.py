@@ -170,13 +170,9 @@ class DJPQ(Method):
 
     def _layers(self, called: set[str]) -> Iterator[tuple[str, Row]]:
         """Yield the layers to quantize; note the others."""
-        owners: dict[int, str] = {}
         for row in self.plan.compressed:
-            owner = owners.setdefault(id(self.weights[row.parameter]), row.layer)
             if row.layer not in called:
                 self.notes.append(f"{row.layer}: stays dense, the network uses only its weight")
-            elif owner != row.layer:
-                self.notes.append(f"{row.layer}: stays dense, its weight is that of {owner}")
             else:
                 yield row.layer, row
 

@@ -34,7 +34,8 @@ class FrozenSupport:
         self.trained = trained
         self.gradients: dict[str, Tensor] = {}
         self.hooks: list[RemovableHandle] = []
-        self.parameters = {name: local(each) for name, each in model.named_parameters()}
+        named = model.named_parameters(remove_duplicate=False)
+        self.parameters = {name: local(each) for name, each in named}
         self.levels = levels_of(plan)
         self.last = [n for n, each in model.named_modules() if isinstance(each, PRUNABLE)][-1]
         self.dead: dict[str, Tensor] = {}

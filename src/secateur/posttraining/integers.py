@@ -20,7 +20,7 @@ from secateur.channels.trace import evaluating
 from secateur.codec import Quantized
 from secateur.doctor import Profile, int8_profile
 from secateur.errors import RecipeError
-from secateur.plan import Plan, Row, build_plan
+from secateur.plan import PRUNABLE, Plan, Row, build_plan
 from secateur.posttraining.equalization import equalize as balance
 from secateur.posttraining.moments import columns
 from secateur.posttraining.quadratic import Quadratic
@@ -32,6 +32,7 @@ from secateur.posttraining.sequence import (
     Fit,
     Solution,
     absorbers,
+    batches_of,
     call,
     collect,
     fit,
@@ -50,7 +51,7 @@ WHOLE = 8
 """Bits of activations that runtimes multiply and add as bytes; fewer run in floats."""
 
 SAFE_BITS = 7
-"""Of weights beside 8-bit activations: 2 x 255 x 63 fits 16 signed bits, 2 x 255 x 127 does not."""
+"""Of weights beside 8-bit activations: 2 x 255 x 64 fits 16 signed bits, 2 x 255 x 127 does not."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,7 @@ def quantize(
         ChannelError: it cannot be traced, and is to be equalized.
         NonFiniteError: a weight holds NaN or infinity.
     """
-    batches = list(inputs)
-    if not batches:
-        raise RecipeError("inputs: there are none; a few hundred samples are enough.")
+    batches = batches_of(inputs)
     if not 2 <= activation_bits <= WHOLE:
         raise RecipeError(f"activation_bits: {activation_bits} is not in 2..{WHOLE}.")
     if calibration not in CALIBRATIONS:
@@ -123,6 +122,9 @@ def quantize(
     plan = target if isinstance(target, Plan) else build_plan(model, target, scope="layer")
     plan = deployable(plan.fitted(model), activation_bits, profile or int8_profile())
     sets = plan.sets(_members(model, plan))
+    for row in plan.rows:
+        if row.owner in sets and isinstance(model.get_submodule(row.layer), PRUNABLE):
+            sets[row.layer] = sets[row.owner]
     for name in sets:  # grids of an earlier stage
         detach_input(model.get_submodule(name))
     for module in model.modules():
@@ -169,7 +171,7 @@ def deployable(plan: Plan, activation_bits: int, profile: Profile) -> Plan:
             return row
         patterns, levels = require_int8(row.set)
         exact = profile == "vnni" or activation_bits < WHOLE
-        if exact or levels.magnitudes[-1] < 2**SAFE_BITS // 2:
+        if exact or levels.magnitudes[-1] <= 2**SAFE_BITS // 2:
             return row
         return replace(row, set=join(patterns, replace(levels, bits=SAFE_BITS)))
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from secateur.codec import Quantized
 from secateur.posttraining.quadratic import Quadratic, admm
 from secateur.sets import Levels
+from secateur.sets.levels import nearest
 
 SHARES = torch.linspace(0.3, 1.1, 81).tolist()
 """Ranges of a row that are tried, as shares of its largest magnitude."""
@@ -34,17 +35,24 @@ class RowGrid:
 
     Attributes:
         step: positive, ``(outputs, 1, ...)`` with as many dimensions as the weight.
-        most: largest level.
+        magnitudes: of all levels but 0, increasing.
         live: bool, in the shape of the weight: what may differ from 0.
     """
 
     step: Tensor
-    most: int
+    magnitudes: tuple[int, ...]
     live: Tensor
 
     def levels(self, weight: Tensor) -> Tensor:
         """Return the nearest levels, in the dtype of the weight."""
-        return torch.round(weight / self.step).clamp_(-self.most, self.most) * self.live
+        return self.nearest(weight / self.step) * self.live
+
+    def nearest(self, multiples: Tensor) -> Tensor:
+        """Return the levels nearest to multiples of the step."""
+        most = self.magnitudes[-1]
+        if most == len(self.magnitudes):
+            return torch.round(multiples).clamp_(-most, most)
+        return nearest(multiples.abs(), (0, *self.magnitudes)) * multiples.sign()
 
     def project(self, weight: Tensor, metric: Tensor | None = None) -> Tensor:
         """Return the nearest weights on the grid, whatever the metric: each is on its own."""
@@ -58,30 +66,30 @@ def rounded(problem: Quadratic, target: Levels, iterations: int, rho: float) -> 
 
     Args:
         problem: the layer.
-        target: uniform levels with zero.
+        target: levels with zero.
         iterations: of ADMM; 0 rounds to the nearest levels.
         rho: as :func:`secateur.posttraining.quadratic.reconstruct` takes it.
     """
-    most, live = target.magnitudes[-1], problem.weight != 0
-    grid = RowGrid(best_steps(problem, most), most, live)
-    nearest = grid.levels(problem.weight)
+    magnitudes, live = target.magnitudes, problem.weight != 0
+    grid = RowGrid(best_steps(problem, magnitudes), magnitudes, live)
+    plain = grid.levels(problem.weight)
     if not iterations:
-        return _quantized(nearest, grid.step, target)
+        return _quantized(plain, grid.step, target)
     found = grid.levels(admm(problem, grid, iterations, rho))
     moved = replace(grid, step=_fitted_steps(problem, found, grid.step))
     found = in_turns(problem, found, moved)
-    better = _row_losses(problem, found * moved.step) < _row_losses(problem, nearest * grid.step)
+    better = _row_losses(problem, found * moved.step) < _row_losses(problem, plain * grid.step)
     better = better.view(grid.step.shape)
-    levels = torch.where(better, found, nearest)
+    levels = torch.where(better, found, plain)
     return _quantized(levels, torch.where(better, moved.step, grid.step), target)
 
 
-def best_steps(problem: Quadratic, most: int) -> Tensor:
+def best_steps(problem: Quadratic, magnitudes: tuple[int, ...]) -> Tensor:
     """Return, by row, the step of least squared error, each column counting by its energy.
 
     Args:
         problem: the layer.
-        most: the largest level.
+        magnitudes: of all levels but 0, increasing.
 
     Returns:
         ``(outputs, 1, ...)``, with as many dimensions as the weight; numbers that float32 holds.
@@ -90,7 +98,7 @@ def best_steps(problem: Quadratic, most: int) -> Tensor:
     top = rows.abs().amax(-1, keepdim=True)
     best, least = top, torch.full_like(top, torch.inf)
     for share in SHARES:
-        grid = RowGrid(_storable(top * (share / most)), most, rows != 0)
+        grid = RowGrid(_storable(top * (share / magnitudes[-1])), magnitudes, rows != 0)
         error = ((grid.project(rows) - rows).square_() * energy).sum(-1, keepdim=True)
         best = torch.where(error < least, grid.step, best)
         least = torch.minimum(error, least)
@@ -124,7 +132,7 @@ def in_turns(problem: Quadratic, levels: Tensor, grid: RowGrid) -> Tensor:
         for column in range(v.shape[-1]):
             curvature = problem.gram[:, column, column, None]
             free = (v[..., column] + residual[..., column] / curvature) / step
-            chosen = torch.round(free).clamp_(-grid.most, grid.most) * step * live[..., column]
+            chosen = grid.nearest(free) * step * live[..., column]
             change = chosen - v[..., column]
             if bool(change.any()):
                 v[..., column], changed = chosen, True

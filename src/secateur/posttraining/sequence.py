@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from secateur.channels.trace import evaluating
+from secateur.errors import RecipeError
 from secateur.norms import restating
 from secateur.plan import Plan, build_plan
 from secateur.posttraining.moments import Moments
@@ -73,10 +74,10 @@ def reconstruct(
         One entry for each planned layer, in the order in which they run.
 
     Raises:
-        RecipeError: the model has no layer to plan.
+        RecipeError: there is no input, or the model has no layer to plan.
         NonFiniteError: a weight holds NaN or infinity.
     """
-    batches = list(inputs)
+    batches = batches_of(inputs)
     plan = target if isinstance(target, Plan) else build_plan(model, target, scope="layer")
     plan = plan.fitted(model)
     weights = dict(model.named_parameters(remove_duplicate=False))
@@ -101,6 +102,17 @@ def reconstruct(
     return fits
 
 
+def batches_of(inputs: Iterable[Batch]) -> list[Batch]:
+    """Return all batches.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if batches := list(inputs):
+        return batches
+    raise RecipeError("inputs: there are none; a few hundred samples are enough.")
+
+
 @torch.no_grad()
 def reestimate(model: nn.Module, inputs: Iterable[Batch]) -> None:
     """Set running statistics of BatchNorms to those of the network as it is now, in place.
@@ -110,7 +122,8 @@ def reestimate(model: nn.Module, inputs: Iterable[Batch]) -> None:
 
     Args:
         model: changed in place.
-        inputs: batches; a few hundred samples are enough.
+        inputs: batches of any size; a few hundred samples are enough. Norms that are not called
+            keep their statistics.
     """
     with restating(model):
         for batch in inputs:

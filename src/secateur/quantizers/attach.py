@@ -39,12 +39,17 @@ def attach_input(layer: nn.Module, quantizer: Quantizer | FixedQuantizer) -> Non
     weight = layer.weight
     assert isinstance(weight, Tensor)
     if input_quantizer(layer) is None:
-        layer.register_forward_pre_hook(_quantize_input)
+        layer.register_forward_pre_hook(_quantize_input, with_kwargs=True)
     setattr(layer, INPUT, quantizer.to(weight))
 
 
-def _quantize_input(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (getattr(layer, INPUT)(inputs[0]), *inputs[1:])
+def _quantize_input(
+    layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    grid = getattr(layer, INPUT)
+    if inputs:
+        return (grid(inputs[0]), *inputs[1:]), named
+    return inputs, {**named, "input": grid(named["input"])}
 
 
 def weight_quantizer(layer: nn.Module) -> Quantizer | None:
@@ -83,7 +88,8 @@ def detach_input(layer: nn.Module) -> None:
     if input_quantizer(layer) is None:
         return
     delattr(layer, INPUT)
-    _unhook(layer._forward_pre_hooks, _quantize_input)
+    for key in _unhook(layer._forward_pre_hooks, _quantize_input):
+        del layer._forward_pre_hooks_with_kwargs[key]
 
 
 def attach_output(module: nn.Module, grid: FixedQuantizer) -> None:
@@ -113,7 +119,13 @@ def detach_output(module: nn.Module) -> None:
     _unhook(module._forward_hooks, _quantize_output)
 
 
-def _unhook(hooks: dict[int, Any], hook: Any) -> None:
-    """Take a hook away whose handle nobody keeps, since copies of a network have it, too."""
-    for key in [key for key, each in hooks.items() if each is hook]:
+def _unhook(hooks: dict[int, Any], hook: Any) -> list[int]:
+    """Take a hook away whose handle nobody keeps, since copies of a network have it, too.
+
+    Returns:
+        The keys that it had.
+    """
+    keys = [key for key, each in hooks.items() if each is hook]
+    for key in keys:
         del hooks[key]
+    return keys

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.artifact.architecture import Architecture
 from secateur.codec import Quantized, Storage
 from secateur.cost import FULL_BITS, bits_by_layer, inspect, storage_table
 from secateur.cost.energy import CAVEAT, NODE, Energy, energy_of
@@ -32,25 +33,29 @@ def layers(
 ) -> list[dict[str, Any]]:
     """Return one entry per row of the plan: what became of it and what it takes.
 
+    A weight that several layers share counts where it was planned.
+
     Args:
         dense: the network before it was compressed.
         model: the finished network.
         example_input: a batch of one, for counting MACs.
         rows: of the plan.
         sets: by layer, the set its weight is a member of.
-        stored: by tensor name, the bits it takes in the packed file.
+        stored: by first name of a tensor, the bits it takes in the packed file.
     """
     macs, compressed_macs = (
         {layer.name: (layer.macs, layer.effective_macs) for layer in cost.layers}
         for cost in (inspect(dense, example_input), inspect(model, example_input))
     )
-    parameters, inputs = dict(model.named_parameters()), activation_bits(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first_names, inputs = Architecture.of(model).first_names, activation_bits(model)
     entries = []
     for row in rows:
         weight, bias = parameters.get(row.parameter), parameters.get(row.bias)
-        target = sets.get(row.layer)
+        target = sets.get(row.owner or row.layer)
+        own = 0 if row.owner else row.weights
         kept = row.weights if weight is None else int(weight.count_nonzero())
-        size = stored.get(row.parameter)
+        size = None if row.owner else stored.get(first_names.get(row.parameter, ""))
         live_macs, effective_macs = compressed_macs.get(row.layer, (0, 0))
         entries.append(
             {
@@ -58,9 +63,9 @@ def layers(
                 "kind": row.kind,
                 "shape": list(row.shape),
                 "compressed_shape": list(row.shape if weight is None else weight.shape),
-                "parameters": row.weights + (0 if bias is None else bias.numel()),
-                "weights": row.weights,
-                "kept": kept,
+                "parameters": own + (0 if bias is None else bias.numel()),
+                "weights": own,
+                "kept": 0 if row.owner else kept,
                 "density": kept / row.weights,
                 "bits": _bits(target),
                 "activation_bits": inputs.get(row.layer, FULL_BITS),

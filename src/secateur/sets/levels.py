@@ -130,12 +130,12 @@ def nearest_levels(weight: Tensor, scale: float, grid: Sequence[int]) -> Tensor:
 
     A value midway between two levels takes the smaller; a zero takes the least, positive.
     """
-    multiples = _nearest(weight.detach().double().abs() / scale, grid)
+    multiples = nearest(weight.detach().double().abs() / scale, grid)
     return torch.where(weight < 0, -multiples, multiples).to(torch.int16)
 
 
-def _nearest(multiples: Tensor, grid: Sequence[int]) -> Tensor:
-    """Return the element of the grid nearest to each of these float64 magnitudes."""
+def nearest(multiples: Tensor, grid: Sequence[int]) -> Tensor:
+    """Return the element of the grid nearest to each of these magnitudes, in their dtype."""
     if len(grid) == grid[-1] - grid[0] + 1:  # consecutive: ten times faster than a search
         return (multiples - 0.5).ceil().clamp(grid[0], grid[-1])
     levels = multiples.new_tensor(grid)
@@ -182,7 +182,7 @@ def refine_scale(weight: Tensor, scale: float, grid: Sequence[int]) -> float:
     """Return the best scale for the levels that are nearest at ``scale``: half a round of
     alternating least squares. It never raises the squared distance."""
     magnitudes = weight.detach().double().abs().flatten()
-    levels = _nearest(magnitudes / scale, grid)
+    levels = nearest(magnitudes / scale, grid)
     square = float(levels @ levels)
     return storable_scale(float(magnitudes @ levels) / square, weight.dtype) if square else scale
 
