@@ -10,7 +10,7 @@ import pytest
 import secateur as sc
 from secateur.engine.trainer import Trainer
 from secateur.errors import RecipeError
-from tiny import digits_task
+from tiny import digits_network, digits_task
 
 TRAIN = {"epochs": 2, "batch_size": 64, "lr": 5e-3, "threads": 1}
 LIGHT = {"method": "admm", "epochs": 1, "retrain_epochs": 2}
@@ -34,9 +34,16 @@ def test_a_file_budget_by_sensitivity_is_met(tmp_path: Path) -> None:
 def test_two_budgets_with_a_cut_between_and_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = recipe({"budget": {"weights": "8x"}, "path_aware": True}, {"budget": {"weights": 900}})
+    stages = recipe(
+        {"set": "filter", "budget": {"weights": "4x"}},
+        {"budget": {"weights": "20x"}, "path_aware": True},
+    )
     whole = sc.compress(digits_task(), stages, out=tmp_path / "whole")
-    assert whole.report["storage"]["weights"]["kept"] <= 900
+    assert whole.model[1].weight.shape[0] < 24
+    dense = sum(layer.weight.numel() for layer in digits_network() if hasattr(layer, "weight"))
+    kept = whole.report["storage"]["weights"]["kept"]
+    assert 0.9 * dense / 20 < kept <= dense / 20
+    assert [each["dense"] for each in whole.report["allocations"]] == [dense, dense]
     save, saved = Trainer._save, 0
 
     def stopping(self: Trainer, *arguments: Any) -> None:
