@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import secateur as sc
+from secateur.course import Course, over
 from secateur.engine.trainer import Trainer
 from secateur.errors import RecipeError
 from tiny import digits_network, digits_task
@@ -29,6 +30,33 @@ def test_a_file_budget_by_sensitivity_is_met(tmp_path: Path) -> None:
     report = sc.compress(digits_task(), recipe(stage), out=tmp_path).report
     assert 0.8 * 1600 < report["storage"]["file"]["packed"] <= 1600
     assert report["accuracy"]["compressed"] > 0.7
+
+
+def test_the_report_says_if_the_file_is_over_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Course, "_overhead", lambda self: -400)  # as if training had added it
+    report = sc.compress(
+        digits_task(), recipe({"budget": {"file": 1500}, "bits": 4}), out=tmp_path
+    ).report
+    packed = report["storage"]["file"]["packed"]
+    assert packed > 1500
+    (note,) = [each for each in report["notes"] if "budget" in each]
+    assert f"{packed:,} bytes" in note
+    assert "1,500" in note
+    assert f"{{file: {1500 * 1500 // packed}}}" in note
+
+
+def test_only_the_last_budget_of_the_file_counts() -> None:
+    def spent(**budget: float) -> dict[str, Any]:
+        return {"budget": budget, "by": "magnitude", "limit": next(iter(budget.values()))}
+
+    stages = [spent(file=900), spent(file=1000), spent(weights=10)]
+    trained = {"budget": {"file": 10}, "by": "training", "spent": {"file": 0.9}}
+    assert over(1000, [*stages, trained]) == over(9999, [spent(weights=10)]) == over(9999, []) == []
+    (note,) = over(1250, stages)
+    assert "1,250 bytes" in note
+    assert "{file: 800}" in note
 
 
 def test_two_budgets_with_a_cut_between_and_a_restart(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,3 +274,24 @@ class Course:
     def _save(self, name: str) -> None:
         if self.main:
             save_dense(self.task.model, self.folder / name)
+
+
+def over(size: int, allocations: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say if a packed file is larger than the last budget that was distributed for it.
+
+    That is done with the weights that are there when its stage begins. Training then changes which
+    of them stay, and with them the bits of their indices and levels.
+
+    Args:
+        size: bytes of the file.
+        allocations: of the stages, in order (:meth:`Course.spent`).
+    """
+    distributed = [each for each in allocations if each["by"] != "training"]
+    limits = [each["limit"] for each in distributed if "file" in each["budget"]]
+    if not limits or size <= limits[-1]:
+        return []
+    return [
+        f"the packed file takes {size:,} bytes, its budget was {limits[-1]:,.0f}: training has "
+        "moved indices and levels since it was distributed; "
+        f"budget: {{file: {int(limits[-1] ** 2 / size)}}} leaves room for that"
+    ]
