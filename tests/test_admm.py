@@ -51,7 +51,7 @@ def test_one_update_is_the_scaled_admm_iteration() -> None:
 
 def test_penalty_and_its_gradient_equal_the_formula() -> None:
     model = small_model()
-    method = ADMM(Unstructured(density=0.3), rho=0.7)
+    method = ADMM(Unstructured(density=0.3), rho=0.7, rho_schedule="constant")
     method.attach(model)
     for name in method.u:
         method.u[name].normal_()
@@ -218,7 +218,8 @@ def test_ladder_restarts_from_the_weights_with_tenfold_rho() -> None:
 def test_decoupled_pull_is_the_proximal_step_under_every_optimizer(kind: type) -> None:
     """(W - V) / lr + rho (W - Z + U) = 0 where V is what the optimizer left."""
     model, plain = small_model(), small_model()
-    method = ADMM(Unstructured(density=0.2), rho=3.0, pull="decoupled").attach(model)
+    options = {"rho": 3.0, "rho_schedule": "constant", "pull": "decoupled"}
+    method = ADMM(Unstructured(density=0.2), **options).attach(model)
     for name in method.u:
         method.u[name].normal_()
     inputs = torch.randn(32, 8)
@@ -262,3 +263,8 @@ def test_purification_drops_just_the_empty_and_weak_channels() -> None:
     assert torch.equal(result[:, others], weight[:, others])
     assert torch.equal(purified(weight, 0.76, 0.5), weight)
     assert torch.equal(purified(torch.zeros(2, 2), 0.1, 0.1), torch.zeros(2, 2))
+        ({"purify": (70, 30)}, r"purify\.0: .*less than or equal to 1"),
+        ({"rho": 1.0}, "rho_max: .*at least rho, 1.0"),
+        ({"rho": 0.2, "rho_max": 0.1, "rho_schedule": "balanced"}, "rho_max: .*at least rho"),
+        ({"epochs": 3, "rho_schedule": "ladder"}, "rho_schedule: .*4 rungs.* not 3"),
+        ({"retrain_epochs": 2, "snap": (0.3, 0.6, 1.0)}, "snap: .*shares than retrain_epochs, 2"),
