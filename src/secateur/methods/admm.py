@@ -33,8 +33,8 @@ from secateur.plan import Plan
 FAR = 0.5
 """Primal residual, relative to the norm of W, above which a phase has not settled."""
 
-
 Share = Annotated[float, Field(ge=0, le=1)]
+"""An option that is a part of something, not percent."""
 
 
 class ADMMOptions(RetrainOptions):
