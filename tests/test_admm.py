@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.channels import compact
 from secateur.errors import RecipeError
 from secateur.methods import ADMM, Phase
 from secateur.methods.admm import unsettled
@@ -51,7 +52,7 @@ def test_one_update_is_the_scaled_admm_iteration() -> None:
 
 def test_penalty_and_its_gradient_equal_the_formula() -> None:
     model = small_model()
-    method = ADMM(Unstructured(density=0.3), rho=0.7)
+    method = ADMM(Unstructured(density=0.3), rho=0.7, rho_schedule="constant")
     method.attach(model)
     for name in method.u:
         method.u[name].normal_()
@@ -138,6 +139,35 @@ def test_admm_trains_a_network_into_structured_sets(
     assert torch.equal(model[0].bias == 0, dead)
 
 
+@pytest.mark.parametrize("purify", [None, (0.8, 0.9)])
+def test_a_purified_channel_leaves_the_network(purify: tuple[float, float] | None) -> None:
+    torch.manual_seed(0)
+    model = ConvNet()
+    with torch.no_grad():
+        model[3].weight[:, 2] *= 1e-3
+        model[3].weight[:, 2, 1, 1] = (
+            1.5 * model[3].weight.abs().mean()
+        )  # one column of nine is left
+    plan = build_plan(model, Column(density=0.5), layers={"0": "dense", "Linear": "dense"})
+    method = ADMM(plan, interval=5, purify=purify).attach(model)
+    expected = Column(density=0.5).project(model[3].weight.detach())
+    method.begin(method.phases()[-1], 5)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(5):
+        inputs = torch.randn(32, 2, 8, 8)
+        nn.functional.cross_entropy(model(inputs), inputs.mean((2, 3)).argmax(1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        method.step()
+    method.finalize()
+    gone = (model[3].weight == 0).transpose(0, 1).flatten(1).all(1)
+    assert gone.nonzero().flatten().tolist() == ([2] if purify else [])
+    others = [number for number in range(8) if number != 2]
+    assert torch.equal(model[3].weight[:, others] == 0, expected[:, others] == 0)
+    smaller = compact(model, torch.zeros(1, 2, 8, 8), 1, {"3.weight"}).model
+    assert len(smaller[0].weight) == (7 if purify else 8)
+
+
 def test_biases_of_dead_outputs_are_pruned_but_not_in_the_last_layer() -> None:
     model = small_model()
     with torch.no_grad():
@@ -165,6 +195,23 @@ def test_earlier_zeros_stay_zero_through_later_steps() -> None:
                 dead[name] = weight == 0
     kept = sum(int((~each).sum()) for each in dead.values())
     assert kept == round(0.1 * (128 + 48))
+
+
+def test_three_progressive_steps_take_equal_ratios() -> None:
+    model = small_model()
+    method = ADMM(
+        Unstructured(keep=22), steps=(1 / 3, 2 / 3, 1.0), epochs=1, retrain_epochs=1
+    ).attach(model)
+    kept, names = [], []
+    for phase in method.phases():
+        method.begin(phase, 20)
+        train(model, method, torch.optim.Adam(model.parameters(), 1e-2), 20)
+        names.append((phase.step, phase.name))
+        if phase.name == "retrain":
+            kept.append(sum(int(weight.count_nonzero()) for weight in method.weights.values()))
+    assert names == [(step, name) for step in range(3) for name in ("admm", "retrain")]
+    assert kept == [88, 44, 22]  # of 176 = 8 * 22
+    assert not method.approximate
 
 
 def test_residuals_shrink_as_rho_grows() -> None:
@@ -218,7 +265,8 @@ def test_ladder_restarts_from_the_weights_with_tenfold_rho() -> None:
 def test_decoupled_pull_is_the_proximal_step_under_every_optimizer(kind: type) -> None:
     """(W - V) / lr + rho (W - Z + U) = 0 where V is what the optimizer left."""
     model, plain = small_model(), small_model()
-    method = ADMM(Unstructured(density=0.2), rho=3.0, pull="decoupled").attach(model)
+    options = {"rho": 3.0, "rho_schedule": "constant", "pull": "decoupled"}
+    method = ADMM(Unstructured(density=0.2), **options).attach(model)
     for name in method.u:
         method.u[name].normal_()
     inputs = torch.randn(32, 8)
@@ -243,6 +291,11 @@ def test_decoupled_pull_is_the_proximal_step_under_every_optimizer(kind: type) -
         ({"steps": ()}, "steps"),
         ({"steps": (0.5,)}, "rise from above 0 to 1"),
         ({"epoch": 3}, "epoch"),
+        ({"purify": (70, 30)}, r"purify\.0: .*less than or equal to 1"),
+        ({"rho": 1.0}, "rho_max: .*at least rho, 1.0"),
+        ({"rho": 0.2, "rho_max": 0.1, "rho_schedule": "balanced"}, "rho_max: .*at least rho"),
+        ({"epochs": 3, "rho_schedule": "ladder"}, "rho_schedule: .*4 rungs.* not 3"),
+        ({"retrain_epochs": 2, "snap": (0.3, 0.6, 1.0)}, "snap: .*shares than retrain_epochs, 2"),
     ],
 )
 def test_bad_options_are_refused(options: dict, message: str) -> None:

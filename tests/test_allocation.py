@@ -211,6 +211,18 @@ def test_what_is_measured_is_what_the_file_takes(
     assert 0 <= costs["file"].total - size.file <= 4  # digits of the length of the blob
 
 
+@pytest.mark.parametrize("raw", [{"weights": "20x"}, {"bits": "150x"}, {"file": "25x"}], ids=str)
+def test_a_ratio_is_to_what_the_dense_network_took(network: nn.Module, raw: Any) -> None:
+    budget, plan = Budget.parse(raw), build_plan(network, Unstructured(density=0.1) & Levels(3))
+    dense = MEASURES[budget.kind].dense(network, plan)
+    sizes = {"weights": 784 * 24 + 240, "bits": 32 * (784 * 24 + 240), "file": 4 * (19056 + 34)}
+    assert dense == sizes[budget.kind]
+    asked = allocate(network, plan, budget)
+    told = allocate(network, plan, budget, dense=2 * dense)
+    assert (told.limit, told.dense) == (2 * asked.limit, 2 * asked.dense)
+    assert asked.limit == dense / budget.number < told.cost <= told.limit
+
+
 def test_batchnorms_and_other_layers_are_part_of_the_file(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4))

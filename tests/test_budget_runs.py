@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 import secateur as sc
+from secateur.course import Course, over
 from secateur.engine.trainer import Trainer
 from secateur.errors import RecipeError
-from tiny import digits_task
+from tiny import digits_network, digits_task
 
 TRAIN = {"epochs": 2, "batch_size": 64, "lr": 5e-3, "threads": 1}
 LIGHT = {"method": "admm", "epochs": 1, "retrain_epochs": 2}
@@ -31,12 +32,46 @@ def test_a_file_budget_by_sensitivity_is_met(tmp_path: Path) -> None:
     assert report["accuracy"]["compressed"] > 0.7
 
 
+def test_the_report_says_if_the_file_is_over_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Course, "_overhead", lambda self: -400)  # as if training had added it
+    report = sc.compress(
+        digits_task(), recipe({"budget": {"file": 1500}, "bits": 4}), out=tmp_path
+    ).report
+    packed = report["storage"]["file"]["packed"]
+    assert packed > 1500
+    (note,) = [each for each in report["notes"] if "budget" in each]
+    assert f"{packed:,} bytes" in note
+    assert "1,500" in note
+    assert f"{{file: {1500 * 1500 // packed}}}" in note
+
+
+def test_only_the_last_budget_of_the_file_counts() -> None:
+    def spent(**budget: float) -> dict[str, Any]:
+        return {"budget": budget, "by": "magnitude", "limit": next(iter(budget.values()))}
+
+    stages = [spent(file=900), spent(file=1000), spent(weights=10)]
+    trained = {"budget": {"file": 10}, "by": "training", "spent": {"file": 0.9}}
+    assert over(1000, [*stages, trained]) == over(9999, [spent(weights=10)]) == over(9999, []) == []
+    (note,) = over(1250, stages)
+    assert "1,250 bytes" in note
+    assert "{file: 800}" in note
+
+
 def test_two_budgets_with_a_cut_between_and_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = recipe({"budget": {"weights": "8x"}, "path_aware": True}, {"budget": {"weights": 900}})
+    stages = recipe(
+        {"set": "filter", "budget": {"weights": "4x"}},
+        {"budget": {"weights": "20x"}, "path_aware": True},
+    )
     whole = sc.compress(digits_task(), stages, out=tmp_path / "whole")
-    assert whole.report["storage"]["weights"]["kept"] <= 900
+    assert whole.model[1].weight.shape[0] < 24
+    dense = sum(layer.weight.numel() for layer in digits_network() if hasattr(layer, "weight"))
+    kept = whole.report["storage"]["weights"]["kept"]
+    assert 0.9 * dense / 20 < kept <= dense / 20
+    assert [each["dense"] for each in whole.report["allocations"]] == [dense, dense]
     save, saved = Trainer._save, 0
 
     def stopping(self: Trainer, *arguments: Any) -> None:

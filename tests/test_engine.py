@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import secateur as sc
 from secateur import data
@@ -125,6 +125,36 @@ def test_a_damaged_or_malicious_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match="cannot be read"):
         checkpoint.load(tmp_path)
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_resumed_run_knows_how_long_it_had_trained(tmp_path: Path) -> None:
+    first, again = trainer(tmp_path), trainer(tmp_path)
+    first.run([Segment(Phase("train", 2))])
+    assert first.earlier == 0
+    again.run([Segment(Phase("train", 2))], resume=True)
+    assert again.earlier == sum(entry["seconds"] for entry in first.history) > 0
+
+
+def test_averaging_takes_the_statistics_of_norms_along(tmp_path: Path) -> None:
+    """Weights of an average with the statistics of the last step would not fit each other."""
+    made = trainer(tmp_path)
+    made.task.model.append(nn.BatchNorm1d(10))
+    norm, names = made.task.model[2], ("weight", "running_mean", "running_var")
+    seen: list[dict[str, Tensor]] = []
+    advance = made.progress.advance
+
+    def watch() -> None:
+        seen.append({name: norm.state_dict()[name].clone() for name in names})
+        advance()
+
+    made.progress.advance = watch
+    made.run([Segment(Phase("train", 1, average=0.8))])
+    for name in names:
+        expected = seen[0][name]
+        for each in seen[1:]:
+            expected = 0.8 * expected + 0.2 * each[name]
+        torch.testing.assert_close(norm.state_dict()[name], expected)
+        assert not torch.equal(norm.state_dict()[name], seen[-1][name])
 
 
 def test_the_engine_trains_any_method_phase_by_phase(tmp_path: Path) -> None:

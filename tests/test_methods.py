@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "admm guided": (
         "admm",
         {"pull": "decoupled", "rho_max": 30.0, "rho_schedule": "ladder", "cycles": 2}
-        | {"distill": 0.5, "average": 0.9},
+        | {"distill": 0.5, "average": 0.9, "epochs": 4},
     ),
     "admm by shares": (
         "admm",

@@ -282,7 +282,7 @@ def recipe(**stage: Any) -> dict[str, Any]:
         {"density": 0.2},
         {"density": 0.2, "scope": "layer", "bits": 4},
         {"set": "nm", "n": 2, "m": 4},
-        {"density": 0.2, "bits": 3, "retrain_epochs": 1, "snap": [0.5, 1.0]},
+        {"density": 0.2, "bits": 3, "retrain_epochs": 2, "snap": [0.5, 1.0]},
     ],
     ids=str,
 )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from secateur import data
 from secateur.artifact import onnx
-from secateur.course import Course
+from secateur.course import Course, over
 from secateur.data import InMemory
 from secateur.engine import checkpoint
 from secateur.engine.evaluate import outputs
@@ -138,7 +138,8 @@ def compress(
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
         report["allocations"] = course.spent()
-        report["seconds"] = time.perf_counter() - started
+        report["notes"] += over(report["storage"]["file"]["packed"], report["allocations"])
+        report["seconds"] = trainer.earlier + time.perf_counter() - started
         _publish(report, folder, console)
     accelerator.wait_for_everyone()
     return Result(folder, json.loads((folder / REPORT).read_text()), task.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from secateur.allocation import Budget, allocate, apply
+from secateur.allocation import MEASURES, Budget, allocate, apply
 from secateur.artifact import packed
 from secateur.channels import compact
 from secateur.data import first, in_memory
@@ -96,7 +96,8 @@ class Course:
     def before(self, segment: Segment, trainer: Trainer) -> None:
         """Permute channels and distribute the budget of a stage that begins, if that is asked for.
 
-        Layers get shares of the budget as they are now. A stage that goes on was permuted before.
+        Layers get shares of the budget as they are now; ratios are to the dense network, whole. A
+        stage that goes on was permuted before.
 
         Raises:
             RecipeError: the budget cannot be met.
@@ -172,7 +173,8 @@ class Course:
 
     def _allocate(self, number: int) -> dict[str, Any]:
         stage, task = self.recipe.stages[number], self.task
-        choice, plan = stage.allocation, self.plans[number].fitted(task.model)
+        choice, whole = stage.allocation, self.plans[number]
+        plan, budget = whole.fitted(task.model), Budget.parse(stage.budget)
         assert choice is not None
         assert choice.by != "training"
         some = first(task.train, choice.samples)
@@ -185,12 +187,13 @@ class Course:
             return allocate(
                 task.model,
                 plan,
-                Budget.parse(stage.budget),
+                budget,
                 by=choice.by,
                 loss=loss,
                 bits=choice.bits,
                 fixed=[row.layer for row in plan.compressed if row.stated],
                 overhead=self._overhead(),
+                dense=MEASURES[budget.kind].dense(self.untrained, whole),
             ).to_dict()
         except RecipeError as error:
             raise RecipeError(f"stages[{number}].{error}") from error
@@ -271,3 +274,24 @@ class Course:
     def _save(self, name: str) -> None:
         if self.main:
             save_dense(self.task.model, self.folder / name)
+
+
+def over(size: int, allocations: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say if a packed file is larger than the last budget that was distributed for it.
+
+    That is done with the weights that are there when its stage begins. Training then changes which
+    of them stay, and with them the bits of their indices and levels.
+
+    Args:
+        size: bytes of the file.
+        allocations: of the stages, in order (:meth:`Course.spent`).
+    """
+    distributed = [each for each in allocations if each["by"] != "training"]
+    limits = [each["limit"] for each in distributed if "file" in each["budget"]]
+    if not limits or size <= limits[-1]:
+        return []
+    return [
+        f"the packed file takes {size:,} bytes, its budget was {limits[-1]:,.0f}: training has "
+        "moved indices and levels since it was distributed; "
+        f"budget: {{file: {int(limits[-1] ** 2 / size)}}} leaves room for that"
+    ]

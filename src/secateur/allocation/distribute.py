@@ -35,6 +35,7 @@ def allocate(
     bits: Sequence[int] = (),
     fixed: Collection[str] = (),
     overhead: int | None = None,
+    dense: float | None = None,
 ) -> Allocation:
     """Decide what every layer of a plan keeps, so that the network meets a budget.
 
@@ -54,6 +55,8 @@ def allocate(
         fixed: names of layers that keep what the plan says and count towards the budget.
         overhead: bytes of the packed file that no tensor takes (``packed.overhead_bytes``); by
             default those of a file that names no architecture.
+        dense: what the dense network takes, in the budget's units (``Measure.dense``); by default
+            what the model does, which is less where an earlier stage has cut it.
 
     Raises:
         RecipeError: an argument makes no sense, or the budget cannot be met.
@@ -64,7 +67,8 @@ def allocate(
     plan = replace(plan, rows=rows, keep=0)
     overhead = packed.overhead_bytes(model, reference=None) if overhead is None else overhead
     measure = MEASURES[budget.kind](model, plan, overhead)
-    limit = budget.limit(measure.dense)
+    dense = measure.dense(model, plan) if dense is None else dense
+    limit = budget.limit(dense)
     least = _least(plan, bits, fixed)
     costs = measure.of(least)
     if costs.total > limit:
@@ -75,7 +79,7 @@ def allocate(
         candidates = Sensitivity(plan, measure, fixed, loss, bits, limit)
     chosen, costs = largest(candidates, measure, limit, (least, costs))
     layers = tuple(_share(row, measure, costs, candidates) for row in chosen.compressed)
-    return Allocation(chosen, budget, by, limit, costs.total, measure.dense, measure.rest, layers)
+    return Allocation(chosen, budget, by, limit, costs.total, dense, measure.rest, layers)
 
 
 def _share(row: Row, measure: Measure, costs: Costs, candidates: Candidates) -> Share:

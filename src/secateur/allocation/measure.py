@@ -63,7 +63,6 @@ class Measure(ABC):
         overhead: bytes of a packed file that no tensor takes (``packed.overhead_bytes``).
 
     Attributes:
-        dense: what the network costs as it is: a budget of ``10x`` is a tenth of that.
         rest: what cannot be planned, by what it is.
     """
 
@@ -76,8 +75,17 @@ class Measure(ABC):
             row.parameter: self.parameters[row.parameter].detach().clone()
             for row in plan.compressed
         }
-        self.dense = float(sum(row.weights for row in plan.compressed))
         self.rest: dict[str, float] = {}
+
+    @staticmethod
+    @abstractmethod
+    def dense(model: nn.Module, plan: Plan) -> float:
+        """Return what a network costs before compression: a budget of ``10x`` is a tenth of that.
+
+        Args:
+            model: the network.
+            plan: made for the network as it is.
+        """
 
     @abstractmethod
     def layer(self, row: Row, target: ConstraintSet, weight: Tensor) -> float:
@@ -112,6 +120,11 @@ class Weights(Measure):
 
     name = "weights"
 
+    @staticmethod
+    def dense(model: nn.Module, plan: Plan) -> float:
+        """Count the planned weights."""
+        return float(sum(row.weights for row in plan.compressed))
+
     def layer(self, row: Row, target: ConstraintSet, weight: Tensor) -> float:
         """Count the non-zeros."""
         return float(weight.count_nonzero())
@@ -126,9 +139,10 @@ class Bits(Measure):
 
     name = "bits"
 
-    def __init__(self, model: nn.Module, plan: Plan, overhead: int) -> None:
-        super().__init__(model, plan, overhead)
-        self.dense *= FLOAT_BITS
+    @staticmethod
+    def dense(model: nn.Module, plan: Plan) -> float:
+        """Count the bits of the planned weights in float32."""
+        return FLOAT_BITS * Weights.dense(model, plan)
 
     def layer(self, row: Row, target: ConstraintSet, weight: Tensor) -> float:
         """Count the bits of the weight's record."""
@@ -152,11 +166,15 @@ class File(Measure):
         own = (name for row in rows for name in (row.parameter, row.bias))
         planned = {architecture.first_names[name] for name in own if name in self.parameters}
         self.last = rows[-1].layer
-        self.dense = float(4 * sum(tensor.numel() for tensor in model.state_dict().values()))
         self.rest = {"container": float(overhead)}
         for name, tensor in architecture.tensors.items():
             if name not in planned:
                 self.rest[name] = entry_bytes(storage(tensor).total // 8)
+
+    @staticmethod
+    def dense(model: nn.Module, plan: Plan) -> float:
+        """Count the bytes of the state dict in float32."""
+        return float(4 * sum(tensor.numel() for tensor in model.state_dict().values()))
 
     def layer(self, row: Row, target: ConstraintSet, weight: Tensor) -> float:
         """Count the bytes of the entries of weight and bias."""

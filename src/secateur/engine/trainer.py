@@ -107,6 +107,7 @@ class Trainer:
     Attributes:
         history: one entry per epoch.
         kept: what :meth:`cut` has left of the network's channels, one cut after the other.
+        earlier: seconds of the epochs that were trained before the run was resumed.
     """
 
     task: Task
@@ -118,6 +119,7 @@ class Trainer:
     teacher: Callable[[], nn.Module]
     history: list[dict[str, Any]] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
+    earlier: float = 0.0
 
     def __post_init__(self) -> None:
         self.adam: torch.optim.Adam | None = None
@@ -157,6 +159,7 @@ class Trainer:
             regrid(self.task.model, saved["grids"])
             self.task.model.load_state_dict(saved["model"], strict=False)
             self.history[:] = saved["history"]
+            self.earlier = sum(entry["seconds"] for entry in self.history)
         total = sum(segment.phase.epochs for segment in segments)
         distilled = sum(each.phase.epochs for each in segments if each.phase.distill)
         teacher = Teacher(self._frozen_teacher, self.task.train, distilled)

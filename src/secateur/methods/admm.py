@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from secateur.errors import RecipeError
@@ -33,6 +33,9 @@ from secateur.plan import Plan
 FAR = 0.5
 """Primal residual, relative to the norm of W, above which a phase has not settled."""
 
+Share = Annotated[float, Field(ge=0, le=1)]
+"""An option that is a part of something, not percent."""
+
 
 class ADMMOptions(RetrainOptions):
     """Options of ADMM; the defaults suit a few minutes of training on MNIST-sized data."""
@@ -40,12 +43,14 @@ class ADMMOptions(RetrainOptions):
     epochs: int = Field(10, ge=1, description="epochs of the ADMM phase, per progressive step")
     lr: float | None = Field(None, gt=0, description="peak learning rate of the ADMM phase")
     rho: float = Field(1e-3, gt=0, description="first penalty weight")
-    rho_max: float = Field(0.3, gt=0, description="penalty weight that growth ends at")
-    rho_growth: float | None = Field(
-        None, ge=1, description="factor per update; by default such that rho_max is the last"
-    )
     rho_schedule: Schedule = Field(
         "grow", description="grow, constant, ladder (four restarts) or balanced (by residuals)"
+    )
+    rho_max: float = Field(
+        0.3, gt=0, validate_default=True, description="penalty weight that growth ends at"
+    )
+    rho_growth: float | None = Field(
+        None, ge=1, description="factor per update; by default such that rho_max is the last"
     )
     pull: Literal["penalty", "decoupled"] = Field(
         "penalty", description="rho through the loss, or as a step of its own beside the optimizer"
@@ -61,7 +66,7 @@ class ADMMOptions(RetrainOptions):
         description="progressive steps, each of epochs and retrain_epochs: exponents e of the "
         "target, density**e; the last is 1",
     )
-    purify: tuple[float, float] | None = Field(
+    purify: tuple[Share, Share] | None = Field(
         None,
         description="before retraining, drop input channels of which at least the first share of "
         "columns is empty and whose norm is below the second share of the mean, e.g. [0.7, 0.3]",
@@ -71,6 +76,24 @@ class ADMMOptions(RetrainOptions):
         description="whether the first and the last planned layer get their levels in one more "
         "step, of epochs and retrain_epochs again, after all others",
     )
+
+    @field_validator("rho_schedule")
+    @classmethod
+    def _an_epoch_each_rung(cls, schedule: Schedule, info: ValidationInfo) -> Schedule:
+        epochs = info.data.get("epochs", RUNGS)
+        if schedule == "ladder" and epochs < RUNGS:
+            raise ValueError(
+                f"has {RUNGS} rungs, so epochs should be as many at least, not {epochs}"
+            )
+        return schedule
+
+    @field_validator("rho_max")
+    @classmethod
+    def _room_to_grow(cls, last: float, info: ValidationInfo) -> float:
+        first = info.data.get("rho", last)
+        if first > last and info.data.get("rho_schedule") != "constant":
+            raise ValueError(f"should be at least rho, {first}, or rho_schedule: constant")
+        return last
 
 
 @register

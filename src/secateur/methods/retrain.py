@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from secateur.methods.base import Method, MethodOptions, Phase
@@ -49,6 +49,14 @@ class RetrainOptions(MethodOptions):
         "nearest first, and stay there while the others are retrained; the last is 1. A phase "
         "each: retrain_epochs is divided among them",
     )
+
+    @field_validator("snap")
+    @classmethod
+    def _an_epoch_each(cls, snap: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        epochs = info.data.get("retrain_epochs", len(snap))
+        if len(snap) > max(1, epochs):
+            raise ValueError(f"should not be more shares than retrain_epochs, {epochs}")
+        return snap
 
 
 class RetrainedMethod(Method):
