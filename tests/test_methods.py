@@ -33,7 +33,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "admm in two steps": ("admm", {"rho": 0.1, "interval": 5, "steps": [0.5, 1.0]}),
     "admm guided": (
         "admm",
-        {"pull": "decoupled", "rho_max": 30.0, "rho_schedule": "ladder", "cycles": 2}
+        {"pull": "decoupled", "rho_max": 3.0, "rho_schedule": "ladder", "cycles": 2}
         | {"distill": 0.5, "average": 0.9, "epochs": 4},
     ),
     "admm by shares": (
