@@ -299,5 +299,6 @@ def test_layers_that_pass_by_their_module_stay_dense_and_are_named() -> None:
             return nn.functional.linear(hidden, self.c.weight)
 
     method = DJPQ(EIGHT, torch.zeros(1, 6)).attach(Tied())
-    assert [note.partition(":")[0] for note in method.notes] == ["b", "c"]
+    assert [note.partition(":")[0] for note in method.notes] == ["c"]
+    assert [row.note for row in method.plan.rows if row.layer == "b"] == ["its weight is that of a"]
     assert method.bops.widths()["c"] == (32, 32)
