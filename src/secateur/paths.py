@@ -46,10 +46,8 @@ def without_useless(
     """
     gain = torch.cat([gains[name].flatten() for name in weights]).nan_to_num()
     ranked = _largest(gain, 4 * keep)
-    kept, dropped = (
-        torch.zeros_like(gain, dtype=torch.bool),
-        torch.zeros_like(gain, dtype=torch.bool),
-    )
+    kept = torch.zeros_like(gain, dtype=torch.bool)
+    dropped = kept.clone()
     kept[ranked[:keep]] = True
     following = keep
     while True:
