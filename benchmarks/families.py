@@ -28,6 +28,7 @@ from torch import nn
 
 import secateur as sc
 from secateur.artifact.onnx import INPUT_NAME
+from secateur.attention import separate
 from secateur.channels import shrink_to
 from secateur.measure import RUNTIMES
 
@@ -44,7 +45,7 @@ DENSITY, SIDE = 0.7, 224
 
 def examine(name: str, folder: Path) -> dict[str, Any]:
     """Cut one family and return what became of it."""
-    model = lively(getattr(torchvision.models, name))
+    model = separate(lively(getattr(torchvision.models, name)))
     images = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     small = shrink_to(model, images, DENSITY, round_to=1)
     masked = masked_outputs(model, small.kept, images).numpy()

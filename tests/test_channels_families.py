@@ -12,6 +12,7 @@ from torch import nn
 
 from families import lively, masked_outputs
 from secateur.artifact.onnx import INPUT_NAME, export_onnx
+from secateur.attention import Attention, separate
 from secateur.channels import shrink_to
 from secateur.measure import RUNTIMES
 
@@ -59,11 +60,12 @@ FAMILIES: dict[str, tuple[Any, int, dict[str, Any]]] = {
 WHOLE = {
     "shufflenet_v2_x1_0": {"live and die together"},
     "convnext_tiny": {"normalizes over channels"},
-    "vit": {"cat needs all channels", "joins them with what is not followed", "of no layer"},
-    "swin_t": {"normalizes over channels", "select in"},
+    "vit": {"cat needs all channels", "joins them with what is not followed"},
+    "swin_t": {"normalizes over channels", "joins them with what is not followed"},
 }
-"""Why channels stay, where some do: attention heads, all that a layer normalization reads, and what
-shuffling mixes until every channel of a stage depends on every other."""
+"""Why channels stay, where some do: all that a layer normalization reads, heads that positions add
+something to one by one, and what shuffling mixes until every channel of a stage depends on every
+other."""
 
 
 EXPORTED = ("alexnet", "resnext50", "shufflenet_v2_x1_0", "vit")
@@ -73,7 +75,7 @@ EXPORTED = ("alexnet", "resnext50", "shufflenet_v2_x1_0", "vit")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_without_30_percent_of_their_channels(name: str, tmp_path: Path) -> None:
     builder, size, arguments = FAMILIES[name]
-    model = lively(builder, **arguments)
+    model = separate(lively(builder, **arguments))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     small = shrink_to(model, images, density=0.7, round_to=1)
     expected = masked_outputs(model, small.kept, images)
@@ -93,6 +95,10 @@ def test_families_without_30_percent_of_their_channels(name: str, tmp_path: Path
         if layer.endswith(("mlp.0", "block.3")) and isinstance(module, nn.Linear):
             hidden = small.model.get_submodule(layer).out_features
             assert hidden == round(0.7 * module.out_features), "hidden channels of perceptrons go"
+        if isinstance(module, Attention):
+            left = small.model.get_submodule(layer).out_proj.in_features  # type: ignore[union-attr]
+            heads = module.out_proj.in_features // module.head_size
+            assert left == round(0.7 * heads) * module.head_size, "heads go"
     if name in EXPORTED:
         path = export_onnx(small.model, images, tmp_path / "small.onnx")
         for runtime in RUNTIMES.values():

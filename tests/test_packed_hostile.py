@@ -85,7 +85,7 @@ def rewrite(path: Path, edit: Callable[[dict[str, object]], object]) -> None:
     [
         (lambda h: h["__metadata__"].pop("secateur"), "not a packed file of secateur"),
         (lambda h: h.pop("__metadata__"), "not a packed file of secateur"),
-        (lambda h: h["__metadata__"].update(secateur="4"), "version '4' is unknown"),
+        (lambda h: h["__metadata__"].update(secateur="5"), "version '5' is unknown"),
         (lambda h: h["__metadata__"].update(model="os:system"), "its checksum is wrong"),
         (lambda h: h["__metadata__"].update(extra="x"), "its checksum is wrong"),
         (lambda h: h["__metadata__"].update(extra="x" * 2**20), "longer than 1,048,576 bytes"),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from secateur import data
 from secateur.artifact import onnx
+from secateur.attention import separate
 from secateur.course import Course, over
 from secateur.data import InMemory
 from secateur.engine import checkpoint
@@ -104,6 +105,8 @@ def compress(
     dense = copy.deepcopy(task.model) if recipe.scratch else task.model
     if recipe.weights:
         load_dense(dense, Path(recipe.weights))
+    for model in (task.model, dense):
+        separate(model)
     if not task.labelled:
         label(task, dense)
     plans = [_plan(task, recipe, number) for number in range(len(recipe.stages))]

@@ -23,6 +23,7 @@ from secateur.artifact.export import Source, write_onnx
 from secateur.artifact.integers import fits
 from secateur.artifact.products import with_products
 from secateur.artifact.saturation import saturation
+from secateur.attention import separate, separated
 from secateur.channels import widths
 from secateur.codec import Quantized
 from secateur.engine.evaluate import mean_score, outputs
@@ -46,8 +47,9 @@ CLASSES = "classes"
 SIMULATED = "simulated"
 """The network that an ONNX file computes if it rounds more than the trained one does."""
 
-GRIDS = "activations"
-"""Metadata key of kept weights: :func:`secateur.quantizers.grids` of their network."""
+GRIDS, SEPARATED = "activations", "attention"
+"""Metadata keys of kept weights: :func:`secateur.quantizers.grids` of their network, and whether
+its attention has linear layers of its own."""
 
 DECODED_TOLERANCE = 1e-6
 """Largest logit difference of the decoded network, relative to the largest logit."""
@@ -73,7 +75,8 @@ dense network, if that is between these two. What a runtime gets wrong moves all
 def save_dense(model: nn.Module, path: Path) -> None:
     """Keep all weights of a network as they are, and the grids through which layers read."""
     with atomic(path) as temporary:
-        safetensors.torch.save_model(model, str(temporary), metadata={GRIDS: grids(model)})
+        metadata = {GRIDS: grids(model), SEPARATED: "1" * separated(model)}
+        safetensors.torch.save_model(model, str(temporary), metadata=metadata)
 
 
 def load_dense(model: nn.Module, path: Path) -> None:
@@ -92,7 +95,10 @@ def load_dense(model: nn.Module, path: Path) -> None:
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            regrid(model, (file.metadata() or {}).get(GRIDS, ""))
+            noted = file.metadata() or {}
+        if noted.get(SEPARATED):
+            separate(model)
+        regrid(model, noted.get(GRIDS, ""))
         safetensors.torch.load_model(model, str(path))
     except Exception as error:  # the parser and torch each raise kinds of their own
         raise RecipeError(f"weights: {path} does not fit the model: {error}") from error

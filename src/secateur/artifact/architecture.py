@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
+from secateur.attention import separate
 from secateur.channels import narrow
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
 from secateur.quantizers import regrid
@@ -21,6 +22,10 @@ from secateur.reference import KNOWN_MODULES, fetches_weights, is_known, resolve
 _MAX_TENSORS = 16_384
 _FREE_BYTES, _BYTES_PER_FILE_BYTE = 256 << 20, 4096
 _SMALL_RANGE = 32
+
+
+SEPARATE = "separate"
+"""That every ``nn.MultiheadAttention`` has become a :class:`secateur.attention.Attention`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +86,12 @@ class Changes:
     Attributes:
         widths: :func:`secateur.channels.widths`, of a network that has lost channels.
         activations: :func:`secateur.quantizers.grids`, of one whose layers read through grids.
+        attention: :data:`SEPARATE`, of one whose attention has linear layers of its own.
     """
 
     widths: str = ""
     activations: str = ""
+    attention: str = ""
 
     def made(self, model: nn.Module) -> nn.Module:
         """Change a network that was freshly built; return it.
@@ -92,7 +99,11 @@ class Changes:
         Raises:
             ArtifactError: the changes do not fit the network.
         """
+        if self.attention not in ("", SEPARATE):
+            raise ArtifactError(f"attention: '{self.attention[:40]}' is unknown.")
         try:
+            if self.attention:
+                separate(model)
             if self.widths:
                 narrow(model, self.widths)
             return regrid(model, self.activations)

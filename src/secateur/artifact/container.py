@@ -21,7 +21,7 @@ from secateur.files import atomic
 KEY = "secateur"
 """The metadata key that holds the format version."""
 
-VERSIONS = (1, 2, 3)
+VERSIONS = (1, 2, 3, 4)
 """Those that are read; a file states the first that has all it holds."""
 
 _BLOB = "b"

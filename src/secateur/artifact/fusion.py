@@ -12,8 +12,11 @@ into weights that are computed, and transposes between a weight and its product:
     Q -> DQ -> Q -> DQ, all of one grid        becomes  Q -> DQ
     Relu or Clip -> Q that clips as much       becomes  Q
     Q, DQ, Pad with zeros -> Conv              becomes  Q, DQ -> Conv that pads
+    DQ(levels, scale) -> layer that reads floats   becomes  Mul(Cast(levels), scale) -> layer
 
-The last three leave every bit of what is computed as it is.
+The last four leave every bit of what is computed as it is. The last one is for what ONNX Runtime
+would do otherwise: it makes floats of levels on every run, and takes a MatMul of them for one whose
+inputs it may round to bytes. Casts and products of constants it computes once, on loading a file.
 """
 
 from __future__ import annotations
@@ -50,6 +53,47 @@ def fuse(graph: Any) -> None:
     for node in list(graph):
         if node.op_type in ("Conv", "Gemm") and len(node.inputs) == 3:
             _round_bias(graph, node)
+    for node in list(graph):
+        if node.op_type == "DequantizeLinear" and _constant(node.inputs[0]) is not None:
+            _scale_once(graph, node)
+
+
+def _scale_once(graph: Any, weight: Any) -> None:
+    """Compute a weight from its levels when a file is loaded, if no layer reads bytes beside it."""
+    import onnx_ir as ir
+
+    made = weight.outputs[0]
+    users = [use.node for use in made.uses()]
+    if made.shape is None or any(_reads_bytes(user) for user in users):
+        return
+    levels, scale = (_constant(each) for each in weight.inputs[:2])
+    if levels.dtype != np.int8:
+        return
+    shape = [1] * levels.ndim
+    if scale.size > 1:
+        shape[_attribute(weight, "axis", 1)] = -1
+    scales = _initializer(graph, f"{made.name}_scale", scale.reshape(shape))
+    cast = ir.node("Cast", [weight.inputs[0]], {"to": ir.DataType.FLOAT})
+    product = ir.node("Mul", [cast.outputs[0], scales])
+    for node, name in ((cast, f"{made.name}_levels_as_floats"), (product, made.name)):
+        node.outputs[0].name = name
+        node.outputs[0].shape, node.outputs[0].dtype = ir.Shape(levels.shape), made.dtype
+        graph.insert_before(weight, node)
+    old = weight.inputs[1:]
+    _drop(graph, weight, product.outputs[0])
+    for value in old:
+        _forget(graph, value)
+
+
+def _reads_bytes(node: Any) -> bool:
+    """Say whether a layer reads what was quantized on its way."""
+    return any(
+        value is not None
+        and (read := value.producer()) is not None
+        and read.op_type == "DequantizeLinear"
+        and _constant(read.inputs[0]) is None
+        for value in node.inputs
+    )
 
 
 def _fold_padding(graph: Any, conv: Any) -> None:
@@ -132,7 +176,7 @@ def _fold_norm(graph: Any, norm: Any) -> None:
     if weight is None or not _bytes_read(conv) or any(each is None for each in values):
         return
     gamma, beta, mean, variance, *bias = (np.asarray(each, np.float64) for each in values)
-    factor = gamma / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+    factor = gamma / np.sqrt(variance + float(_attribute(norm, "epsilon", 1e-5)))
     if not factor.all():
         return
     levels, scale = (_constant(each) for each in weight.inputs[:2])
@@ -248,9 +292,9 @@ def _drop(graph: Any, node: Any, instead: Any) -> None:
     graph.remove(node, safe=True)
 
 
-def _attribute(node: Any, name: str, default: float) -> float:
+def _attribute(node: Any, name: str, default: Any) -> Any:
     found = node.attributes.get(name)
-    return default if found is None else float(found.value)
+    return default if found is None else found.value
 
 
 def _constant(value: Any) -> Any:

@@ -4,7 +4,7 @@ The exporter folds a fake-quantized weight into floats, and writes rounding as f
 before export each quantized layer computes its weight from int8 levels by an operator of our own,
 and reads through another one, which become the operators that runtimes know:
 
-    levels (int8), scale -> DequantizeLinear (axis 0)
+    levels (int8), scale -> DequantizeLinear (axis 0), Cast and Mul in the end if inputs are floats
     x -> QuantizeLinear -> Clip, where the grid has fewer levels -> DequantizeLinear
     x -> Clip -> QuantizeLinear -> DequantizeLinear, where it lacks one, as -127 ... 127 does
 

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TypeAlias
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.artifact import container
-from secateur.artifact.architecture import Architecture, Changes, build
+from secateur.artifact.architecture import SEPARATE, Architecture, Changes, build
+from secateur.attention import separated
 from secateur.codec import Quantized, Storage, decode, describe, encode, format_of, levels, storage
 from secateur.errors import ArtifactError, MembershipError, SecateurError, did_you_mean
 from secateur.quantizers import grids, has_outputs
@@ -23,7 +24,8 @@ JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | Non
 Path: TypeAlias = "str | PathLike[str]"
 
 _MODEL, _ARGUMENTS = "model", "arguments"
-_WIDTHS, _ACTIVATIONS = "widths", "activations"
+_WIDTHS, _ACTIVATIONS, _ATTENTION = "widths", "activations", "attention"
+_CHANGES = (_WIDTHS, _ACTIVATIONS, _ATTENTION)
 _RECORD_SLACK = 16  # bytes by which a record may exceed the tensor's raw bytes
 
 
@@ -113,8 +115,8 @@ def save(
         reference: ``module:callable`` that builds the network, or None if the reader brings it.
         arguments: keyword arguments of that callable.
         widths: of a network that has lost channels (:func:`secateur.channels.widths`).
-        metadata: further strings to note; ``model``, ``arguments``, ``widths``, ``activations``
-            and ``secateur`` are taken.
+        metadata: further strings to note; ``model``, ``arguments``, ``widths``, ``activations``,
+            ``attention`` and ``secateur`` are taken.
 
     Raises:
         SecateurError: ``quantized`` or ``metadata`` has a name that does not fit.
@@ -122,7 +124,8 @@ def save(
         ArtifactError: the network holds state that is not a tensor, or an unknown dtype.
     """
     architecture = Architecture.of(model)
-    text = _text(reference, arguments, Changes(widths, grids(model)), metadata)
+    changes = Changes(widths, grids(model), _attention(model))
+    text = _text(reference, arguments, changes, metadata)
     by_name = _by_first_name(architecture, quantized)
     records, sizes = [], {}
     for name, tensor in architecture.tensors.items():
@@ -130,7 +133,8 @@ def save(
             records.append(encode(tensor, by_name.get(name)))
             sizes[name] = storage(tensor, by_name.get(name))
     activations = 1 if _ACTIVATIONS not in text else 3 if has_outputs(text[_ACTIVATIONS]) else 2
-    version = max([activations, *map(format_of, records)])
+    attention = 4 if changes.attention else 1
+    version = max([activations, attention, *map(format_of, records)])
     file = container.write(path, text, architecture, records, version)
     return PackedSize(file, sizes)
 
@@ -158,7 +162,7 @@ def overhead_bytes(
         ArtifactError: the network holds state that is not a tensor.
     """
     architecture = Architecture.of(model)
-    text = _text(reference, arguments, Changes(), metadata)
+    text = _text(reference, arguments, Changes(attention=_attention(model)), metadata)
     return container.overhead_bytes(text, architecture.raw_bytes)
 
 
@@ -171,7 +175,7 @@ def read_header(path: Path) -> Header:
     with container.opened(path) as packed:
         text = dict(packed.metadata)
         reference, arguments = text.pop(_MODEL, None), _arguments(text.pop(_ARGUMENTS, "{}"))
-        changes = Changes(text.pop(_WIDTHS, ""), text.pop(_ACTIVATIONS, ""))
+        changes = Changes(*(text.pop(key, "") for key in _CHANGES))
         version = int(text.pop(container.KEY))
         entries = tuple(Entry(len(record), describe(record)) for record in packed.records())
         return Header(version, reference, arguments, changes, text, entries, packed.file_bytes)
@@ -205,7 +209,7 @@ def unpack(path: Path, model: nn.Module | None = None, trust: bool = False) -> U
     """
     with container.opened(path) as packed:
         text = packed.metadata
-        changes = Changes(text.get(_WIDTHS, ""), text.get(_ACTIVATIONS, ""))
+        changes = Changes(*(text.get(key, "") for key in _CHANGES))
         if model is None:
             model = build(
                 text.get(_MODEL),
@@ -232,8 +236,8 @@ def _match(model: nn.Module, changes: Changes, fingerprint: int) -> tuple[Archit
     """Return what a network will be, and the changes that it lacks: it may be as wide already."""
     found = Architecture.of(model)
     if found.fingerprint == fingerprint and grids(model) == changes.activations:
-        return found, Changes("", changes.activations)
-    as_wide = Changes("", changes.activations)
+        return found, replace(changes, widths="")
+    as_wide = replace(changes, widths="")
     found = Architecture.of(as_wide.made(copy.deepcopy(model)))
     if found.fingerprint == fingerprint:
         return found, as_wide
@@ -278,7 +282,7 @@ def _text(
 ) -> dict[str, str]:
     """Return the strings that a file notes."""
     text = dict(metadata or {})
-    for key in (_MODEL, _ARGUMENTS, _WIDTHS, _ACTIVATIONS, container.KEY):
+    for key in (_MODEL, _ARGUMENTS, *_CHANGES, container.KEY):
         if key in text:
             raise SecateurError(f"metadata: the key '{key}' is taken; choose another.")
     if reference is not None:
@@ -287,9 +291,16 @@ def _text(
         text[_WIDTHS] = changes.widths
     if changes.activations:
         text[_ACTIVATIONS] = changes.activations
+    if changes.attention:
+        text[_ATTENTION] = changes.attention
     if arguments:
         text[_ARGUMENTS] = json.dumps(arguments, separators=(",", ":"), sort_keys=True)
     return text
+
+
+def _attention(model: nn.Module) -> str:
+    """Return what a file says of the attention of a network."""
+    return SEPARATE if separated(model) else ""
 
 
 def _by_first_name(

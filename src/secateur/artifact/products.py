@@ -1,6 +1,6 @@
 """Linear layers that compute on the levels of their weights, and round what they read to bytes.
 
-Weights alone on levels save bytes but no time: ONNX Runtime makes floats of them on every run. Two
+Weights alone on levels save bytes but no time: runtimes make floats of them on loading. Two
 forms of a layer multiply integers. If it reads up to 8 rows in an inference, its weight has 2, 4 or
 8 bits (:mod:`secateur.artifact.nbits`); beyond, where arithmetic takes longer than reading weights,
 it has 8 (:mod:`secateur.artifact.dynamic`), unless its levels are too large for that. A row is a

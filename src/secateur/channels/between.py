@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from secateur.channels import operators as ops
+from secateur.channels.attention import heads_of
 from secateur.channels.steps import ACTIVATION, Move, Pointwise, Profile, Spatial, Step
 from secateur.channels.trace import Activation, Tracer, title
 
@@ -17,7 +18,9 @@ def move(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     place, function = tracer.inputs(node)[0], node.target
     packet = function.overloadpacket  # type: ignore[union-attr]
     activation = tracer.activations[place]
-    if call.get("train") or (packet in ops.SELECTIONS and _selects(packet, call, activation)):
+    if call.get("train"):
+        return False
+    if packet in ops.SELECTIONS and _selects(tracer, packet, call, activation):
         return False
     positions = _positions(activation).expand(activation.shape).contiguous()
     arguments = [positions if isinstance(a, fx.Node) else a for a in node.args]
@@ -30,7 +33,7 @@ def move(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     assert activation.labels is not None
     labels = [activation.labels.flatten()[source] for source in sources]
     if packet in ops.VIEWS:
-        _tie_rows(tracer, labels[0])
+        _tie_rows(tracer, node, labels[0])
     elif packet in ops.DIVISIONS and not _tie_parts(tracer, labels, activation):
         return False
     if packet in ops.VIEWS | ops.DIVISIONS:
@@ -57,12 +60,13 @@ def _shrunk(positions: Tensor) -> Tensor:
     return positions.contiguous()
 
 
-def _selects(packet: Any, call: dict[str, Any], activation: Activation) -> bool:
-    """Tell whether a slice, roll or the like takes channels by fixed positions."""
+def _selects(tracer: Tracer, packet: Any, call: dict[str, Any], activation: Activation) -> bool:
+    """Tell whether a slice, roll or the like takes channels by positions that may change."""
     if packet in (ops.aten.roll, ops.aten.flip):
         return any(activation.profile[dim] > 1 for dim in call["dims"]) or not call["dims"]
     dim = call["dim"]
-    if activation.profile[dim] == 1:
+    assert activation.labels is not None
+    if activation.profile[dim] == 1 or tracer.ties.tied(activation.labels, dim):
         return False
     if packet is not ops.aten.slice:
         return True
@@ -70,11 +74,19 @@ def _selects(packet: Any, call: dict[str, Any], activation: Activation) -> bool:
     return not (whole and (call["end"] is None or call["end"] >= activation.shape[dim]))
 
 
-def _tie_rows(tracer: Tracer, labels: Tensor) -> None:
-    """Where a view spreads channels over several dimensions, remove only along the last."""
+def _tie_rows(tracer: Tracer, node: fx.Node, labels: Tensor) -> None:
+    """Where a view spreads channels over several dimensions, remove only along one of them.
+
+    It is the last, or that of the heads of attention.
+    """
     varying = [dim for dim, size in enumerate(labels.shape) if size > 1]
-    for dim in varying[:-1]:
-        tracer.ties.tie(labels.narrow(dim, 0, 1), labels)
+    if len(varying) < 2:
+        return
+    heads = heads_of(node)
+    free = varying[-1] if heads is None else heads
+    for dim in varying:
+        if dim != free:
+            tracer.ties.tie(labels.narrow(dim, 0, 1), labels)
 
 
 def _tie_parts(tracer: Tracer, labels: list[Tensor], activation: Activation) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.channels import between, layers
+from secateur.channels import attention, between, layers
 from secateur.channels.flow import Flow
 from secateur.channels.layer import Layer
 from secateur.channels.operators import ROUNDINGS
@@ -81,7 +81,11 @@ class ChannelGraph:
     def __init__(self, model: nn.Module, example_input: Tensor) -> None:
         model = settled(model)
         self.model, self.example_input = model, example_input
-        handlers: dict[Any, Handler] = {**layers.HANDLERS, **between.HANDLERS}
+        handlers: dict[Any, Handler] = {
+            **layers.HANDLERS,
+            **between.HANDLERS,
+            **attention.HANDLERS,
+        }
         tracer = Tracer(model, handlers, between.pointwise)
         with torch.no_grad():
             tracer.run(export(model, example_input))

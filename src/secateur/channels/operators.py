@@ -61,6 +61,9 @@ POOLS = {
 AVERAGES = frozenset({aten.avg_pool1d, aten.avg_pool2d, aten.avg_pool3d})
 REDUCTIONS = frozenset({aten.mean, aten.amax, aten.amin})
 
+MIXES = frozenset({aten.scaled_dot_product_attention, aten.matmul})
+"""Operators that mix tokens by head."""
+
 NORMALIZATIONS = frozenset({aten.layer_norm, aten.group_norm, aten.rms_norm})
 """Operators whose every output depends on several channels, but which keep channels apart."""
 

@@ -42,6 +42,12 @@ class Ties:
             if a != b:
                 self._parent[max(a, b)] = min(a, b)
 
+    def tied(self, labels: Tensor, dim: int) -> bool:
+        """Tell whether all labels along a dimension are tied to each other."""
+        roots = [self._root(label) for label in labels.flatten().tolist()]
+        found = torch.tensor(roots).view(labels.shape)
+        return bool((found == found.narrow(dim, 0, 1)).all())
+
     def pin(self, labels: Tensor | None, reason: str) -> None:
         """Keep these labels; the first reason given to a label is the one reported."""
         if labels is not None:

@@ -55,13 +55,20 @@ def export(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProg
     """
     with evaluating(model):
         try:
-            return torch.export.export(model, (example_input,), strict=False)
+            program = torch.export.export(model, (example_input,), strict=False)
         except Exception as error:  # whatever the user's forward and the tracer raise
             first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise ChannelError(
                 f"model: torch.export cannot trace {type(model).__name__}: {first}\n"
                 "Its channels cannot be followed; make forward() free of branches on tensor values."
             ) from error
+    program.graph.eliminate_dead_code(_changes_something)  # what is thrown away needs no channels
+    return program
+
+
+def _changes_something(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
 
 
 def settled(model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.head_size = width // heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -33,7 +33,7 @@ class Block(nn.Module):
         return tokens + self.fc2(gelu(self.fc1(self.norm2(tokens))))  # type: ignore[no-any-return]
 
     def _attention(self, tokens: Tensor) -> Tensor:
-        parts = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        parts = self.qkv(tokens).unflatten(2, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)
         mixed = scaled_dot_product_attention(*parts.unbind(0))
         return self.proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
