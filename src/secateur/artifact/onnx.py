@@ -134,7 +134,7 @@ def to_program(
             "Wrap it in a module that returns the one tensor you deploy."
         )
     for given in program.model.graph.inputs:
-        if isinstance(given.shape[0], int):
+        if given.shape is not None and isinstance(given.shape[0], int):
             raise SecateurError(
                 f"onnx: {type(model).__name__} fixes the size of a batch.\n"
                 "Its forward() makes a number of it, by len(x) or int(...); use x.shape[0] itself."

@@ -25,8 +25,10 @@ ROUNDING = 1e-3
 class Quantizer(nn.Module):
     """A grid that is trained with the loss: d r(x~ / d), x~ = sgn(x) min(|x|, q)^t.
 
-    Step d, range q and power t are the parameters (DJPQ, Wang, Lu & Blankevoort, arXiv 2007.10463;
-    d and q by their base-2 logarithms, so that they stay positive). Bits follow from them,
+    Step d, range q and power t are the parameters (DJPQ, Wang, Lu & Blankevoort, arXiv 2007.10463).
+    Trained are t and the base-2 logarithms of q and of d / q^t, so that what presses on bits moves
+    the step alone: with d itself it would clip as many values as it coarsens, which no loss of a
+    short search makes up for. Bits follow from them,
 
         b = log2(q^t / d + 1) + 1,  one less for an unsigned grid,
 
@@ -40,8 +42,8 @@ class Quantizer(nn.Module):
     with it. With a gradient scale of 1 / sqrt(n * largest level) for n values this is LSQ (Esser et
     al., arXiv 1902.08153), for one step per tensor or per channel.
 
-    **By channel** every range is trained and every step is the same trained part of its range, so
-    that one number says the bits of all.
+    **By channel** every range is trained, and all steps are the same trained part of their ranges,
+    so that one number says the bits of all.
 
     Levels that ADMM and its kin fit or train (``methods/latent.py``) are another thing: grids
     without zero or of powers of two, on a fixed support, moved by whatever optimizer moves the
@@ -76,7 +78,6 @@ class Quantizer(nn.Module):
         self.start = bits
         limit = torch.zeros(shape)
         self.log2_limit = nn.Parameter(limit)
-        self.by_channel = channels is not None
         steps = torch.tensor(-math.log2(self.most_level(bits)))
         self.log2_step = None if self.fixed else nn.Parameter(steps)
         self.power = nn.Parameter(torch.ones(())) if power else None
@@ -129,14 +130,13 @@ class Quantizer(nn.Module):
     def _free_step(self) -> Tensor:
         """Return the trained step."""
         assert self.log2_step is not None
-        return (self.log2_step + self.log2_limit if self.by_channel else self.log2_step).exp2()
+        return self.log2_step.exp2() * self.top
 
     def bits(self) -> Tensor:
         """Return the real number of bits, a scalar that has gradients unless bits are fixed."""
         if self.log2_step is None or self.fixed:
             return self.log2_limit.new_tensor(float(self.widths[0]))
-        ratio = (-self.log2_step).exp2() if self.by_channel else self.top / self.log2_step.exp2()
-        return torch.log2(ratio + 1) + self.signed
+        return torch.log2((-self.log2_step).exp2() + 1) + self.signed
 
     @property
     def width(self) -> int:
@@ -181,8 +181,7 @@ class Quantizer(nn.Module):
             limit /= dist.get_world_size()
         self.log2_limit.copy_(limit.log2())
         if self.log2_step is not None:
-            top = 0.0 if self.by_channel else self.log2_limit
-            self.log2_step.copy_(top - torch.tensor(math.log2(grid[-1])))
+            self.log2_step.fill_(-math.log2(grid[-1]))
         if self.power is not None:
             self.power.fill_(1.0)
         self.waits = False
@@ -193,9 +192,8 @@ class Quantizer(nn.Module):
         if self.power is not None:
             self.power.clamp_(*POWERS)
         if self.log2_step is not None and not self.fixed:
-            top = torch.zeros_like(self.log2_step) if self.by_channel else self.top.log2()
             finest, coarsest = (math.log2(self.most_level(bits)) for bits in (most, least))
-            self.log2_step.copy_(torch.clamp(self.log2_step, top - finest, top - coarsest))
+            self.log2_step.clamp_(-finest, -coarsest)
 
     def get_extra_state(self) -> Tensor:
         """Return whether it waits for data, and fixed bits or 0, for ``state_dict``."""
