@@ -32,8 +32,8 @@ import secateur as sc
 SAMPLES = 10_000
 """Training images: fewer than there are, so that all seeds fit into a few hours of two cores."""
 
-DENSE, TRAINED = 12, 14
-"""Epochs of dense networks, and of all that follows."""
+DENSE, SEARCHED, TUNED = 12, 4, 10
+"""Epochs of dense networks, of a search, and of what is trained with its bits and channels."""
 
 TASKS: dict[str, list[str]] = {
     "lenet5": ["model=secateur.zoo:lenet5", "data.name=mnist"],
@@ -85,10 +85,10 @@ def recipes(network: str) -> Iterator[sc.Recipe]:
 
 def recipe(network: str, kind: str, changes: list[str]) -> sc.Recipe:
     """Return one of recipes/djpq with other settings, and the epochs of all."""
-    epochs = {"epochs": TRAINED // 2, "tune_epochs": TRAINED // 2}
-    stages = [epochs]
-    if kind == "two-stage":
-        stages = [{"epochs": 4, "tune_epochs": 1}, {"epochs": 4, "tune_epochs": TRAINED - 9}]
+    stages = [{"epochs": SEARCHED, "tune_epochs": TUNED}]
+    if kind == "two-stage":  # half of the search for channels, and as many epochs in all
+        half = SEARCHED // 2 + 1
+        stages = [{"epochs": half, "tune_epochs": 1}, {"epochs": half, "tune_epochs": TUNED - 3}]
     lengths = [f"stages.{i}.{key}={n}" for i, each in enumerate(stages) for key, n in each.items()]
     common = [f"data.train_samples={SAMPLES}", f"train.epochs={DENSE}", "export.onnx=false"]
     path = ROOT / "recipes" / "djpq" / f"{FILES.get(kind, kind)}.yaml"
