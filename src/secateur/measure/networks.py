@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ def bench(
         discarded += sat.discarded
     return Bench(
         figures=tuple(figures),
-        versions={name: metadata.version(each.package) for name, each in chosen.items()},
+        versions={name: str(each.version) for name, each in chosen.items()},
         missing=missing,
         machine=doctor()["cpu"]["name"],
         threads=threads,
@@ -178,8 +177,7 @@ def _choose(names: Sequence[str]) -> tuple[dict[str, Runtime], dict[str, str]]:
             raise SecateurError(f"runtime: there is no '{name}'; one of {', '.join(RUNTIMES)}.")
     if names:
         return {name: RUNTIMES[name] for name in names}, {}
-    here = doctor()["optional"]
-    missing = {n: each.install for n, each in RUNTIMES.items() if not here[each.package]["version"]}
+    missing = {name: each.install for name, each in RUNTIMES.items() if each.version is None}
     found = {name: each for name, each in RUNTIMES.items() if name not in missing}
     return found or dict(RUNTIMES), missing  # with none at all, preparing says what is missing
 
