@@ -26,6 +26,7 @@ from secateur.parity import ROUNDED_TOLERANCES, Proof, Tolerance, compare, prove
 from secateur.report import schema
 from secateur.report.html import page
 from secateur.report.terminal import print_report
+from secateur.sets import Levels
 from tiny import digits_task
 
 pytest.importorskip("onnxruntime")
@@ -138,7 +139,7 @@ def test_a_runtime_that_fails_is_named_and_the_run_goes_on(
     assert set(shown.parity["runtimes"]) == {"onnxruntime"}
     (note,) = shown.notes
     assert reason in note
-    assert "Run it in ONNX Runtime" in note
+    assert "Run the file in ONNX Runtime" in note
     assert "\n" not in note
 
 
@@ -149,6 +150,27 @@ def test_a_runtime_that_is_not_here_is_not_missed(
     monkeypatch.setitem(RUNTIMES, "openvino", absent)
     shown = proof(task(), tmp_path)
     assert set(shown.parity["runtimes"]) == {"onnxruntime"}
+    assert shown.notes == []
+
+
+def test_openvino_may_round_what_meets_integers(tmp_path: Path) -> None:
+    """By itself it rounds what such layers read if they are large; the file says floats."""
+    pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256)).eval()
+    model, levels = copy.deepcopy(dense), {}
+    for name in ("0.weight", "2.weight"):
+        weight = model.get_parameter(name)
+        weight.data = Levels(4, zero=True).project(weight.detach())
+        levels[name] = Levels(4, zero=True).quantized(weight.detach())
+    inputs = torch.randn(SAMPLES, 256)
+    samples = InMemory(inputs, dense(inputs).detach().argmax(1))
+    some = sc.Task(model, samples, samples, samples)
+    path = sc.export_onnx(model, inputs, tmp_path / "model.onnx", levels)
+    onnx = RuntimeModel(RUNTIMES["onnxruntime"], path, 1)
+    networks = {"dense": dense, "compressed": model, "decoded": model, "onnx": onnx}
+    shown = prove(some, networks, path)
+    assert shown.parity["runtimes"]["openvino"]["difference"] < 0.02
     assert shown.notes == []
 
 

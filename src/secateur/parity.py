@@ -42,6 +42,9 @@ network meets more levels on its way. So both are half of what compression itsel
 dense network, if that is between these two. What a runtime gets wrong moves all.
 """
 
+PROVEN = "in ONNX Runtime, in which it is proven"
+"""The remedy where another runtime computes something else."""
+
 Results = Mapping[str, tuple[Tensor, Tensor]]
 """Outputs and targets of all test samples, by the name of what computed the outputs."""
 
@@ -191,7 +194,7 @@ def _in_runtimes(
             ran = results["onnx"] if name == "onnxruntime" else _run(task, runtime, path, right[0])
         except (ArtifactError, MissingDependencyError) as error:
             reason = " ".join(str(error).split())
-            notes.append(f"{name}: {reason} Run it in ONNX Runtime, in which it is proven")
+            notes.append(f"{name}: {reason} Run the file {PROVEN}")
             continue
         found[name] = _figures(task, runtime, ran, right[0])
         if name != "onnxruntime" and not any(tolerance.met(ran[0], each) for each in right):
@@ -231,8 +234,7 @@ def _wrong(name: str, runtime: Runtime, found: Mapping[str, Any], accuracy: floa
     return (
         f"{name}: {runtime.title} {runtime.version} does not compute from the ONNX file what was "
         f"trained: outputs differ by up to {found['difference']:.2%} of the largest{classes}, and "
-        f"accuracy is {found['accuracy']:.2%} for {accuracy:.2%}; run the file in ONNX Runtime, in "
-        "which it is proven"
+        f"accuracy is {found['accuracy']:.2%} for {accuracy:.2%}; run the file {PROVEN}"
     )
 
 

@@ -166,7 +166,7 @@ def bench(
     watch, clock = stopwatch(threads)
     paths = {"against": against, "network": network}
     figures, rounds, others, discarded = [], [], [], 0
-    apart: dict[str, list[float]] = {name: [] for name in paths if len(chosen) > 1}
+    apart: dict[str, list[float]] = {name: [] for name in paths}
     for batch in batches:
         feeds = feeds_of(network, batch)
         runs = [
@@ -174,7 +174,7 @@ def bench(
             for runtime in chosen.values()
             for path in paths.values()
         ]
-        for first, name in enumerate(apart):
+        for first, name in enumerate(paths):
             apart[name].append(_difference([run() for run in runs[first :: len(paths)]]))
         sat = sit(runs, watch, seconds)
         figures += _figures(list(chosen), batch, sat.rounds)
@@ -187,6 +187,7 @@ def bench(
         agreement={
             name: Agreement(max(each), APART[holds_integers(paths[name])])
             for name, each in apart.items()
+            if len(chosen) > 1
         },
         missing=missing,
         machine=doctor()["cpu"]["name"],
@@ -223,7 +224,7 @@ def _difference(outputs: Sequence[Outputs]) -> float:
     """
     first, *others = outputs
     largest = max(float(np.abs(each).max()) for each in first)
-    gaps = [
+    gaps = [0.0] + [
         np.abs(found.astype(float) - expected).max() / max(largest, 1e-30)
         for each in others
         for found, expected in zip(each, first, strict=True)
