@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -21,7 +24,9 @@ from secateur.measure import RUNTIMES, Spread
 from secateur.measure import networks as module
 from secateur.measure.clock import Load, Stopwatch
 from secateur.measure.networks import ENOUGH, sit
-from secateur.measure.runtimes import feeds_of
+from secateur.measure.runtimes import feeds_of, holds_integers
+from secateur.report.bench import bench_table
+from secateur.sets import Levels
 from secateur.zoo import lenet5
 
 pytest.importorskip("onnxruntime")
@@ -133,6 +138,59 @@ def test_the_fastest_runtime_of_the_other_network_is_what_counts() -> None:
     assert second.speedup_over_fastest.median == 3
     assert first.seconds == Spread(4, 4, 4)
     assert second.against == Spread(6, 6, 6)
+
+
+def test_runtimes_that_compute_something_else_are_named(
+    files: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("openvino")
+    both = {"against": str(files[16]), "network": str(files[1024])}
+
+    def lines() -> tuple[measure.Bench, str]:
+        found = measure.bench(files[1024], files[16], batches=(1, 3), seconds=0.05)
+        console = Console(width=300, record=True, file=io.StringIO())
+        console.print(bench_table(found, both["network"], both["against"]))
+        return found, console.export_text()
+
+    found, text = lines()
+    for role, path in both.items():
+        feeds = feeds_of(Path(path), 3)
+        (one,), (other,) = (
+            [np.array(out) for out in each.prepare(Path(path), feeds, 1)()]
+            for each in RUNTIMES.values()
+        )
+        apart = np.abs(one - other).max() / np.abs(one).max()
+        assert apart <= found.agreement[role].difference < 1e-5
+        assert found.agreement[role].met
+        assert f"{path}: the runtimes agree to" in text
+    assert set(json.loads(json.dumps(found.to_dict()))["agreement"]) == set(both)
+
+    honest = RUNTIMES["openvino"].load
+
+    def load(path: Path, feeds: Any, threads: int) -> Any:
+        run = honest(path, feeds, threads)
+        scale = {files[1024]: 1.25, files[16]: np.nan}[path]
+        return lambda given: [each * scale for each in run(given)]
+
+    monkeypatch.setitem(RUNTIMES, "openvino", replace(RUNTIMES["openvino"], load=load))
+    found, text = lines()
+    assert found.agreement["network"].difference == pytest.approx(0.25, rel=1e-4)
+    assert found.agreement["against"].difference == 1, "no number is off by all"
+    assert text.count("one may be wrong") == 2
+    alone = measure.bench(files[16], files[16], runtimes=["onnxruntime"], seconds=0.05)
+    assert alone.agreement == {}
+
+
+def test_files_with_integers_are_known(tmp_path: Path, files: dict[int, Path]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 3)).eval()
+    weight = model.get_parameter("0.weight")
+    weight.data = Levels(4, zero=True).project(weight.detach())
+    levels = {"0.weight": Levels(4, zero=True).quantized(weight.detach())}
+    for batch in (None, 1, 64):
+        path = sc.export_onnx(model, torch.zeros(1, 32), tmp_path / "m.onnx", levels, batch)
+        assert holds_integers(path)
+    assert not holds_integers(files[16])
 
 
 def test_integers_and_several_inputs_are_fed(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from secateur.artifact.integers import fits, on_grid
 from secateur.artifact.onnx import OnnxModel, export_onnx
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, ParityError
-from secateur.finish import compare
+from secateur.parity import compare
 from secateur.quantizers import FixedQuantizer, activation_bits, grids, input_quantizer, regrid
 from secateur.sets import Levels
 from secateur.sets.channel_levels import ChannelLevels

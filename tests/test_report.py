@@ -122,6 +122,10 @@ def report() -> dict[str, Any]:
             "decoded": 0.0,
             "onnx": 3.3e-6,
             "agreement": {"decoded": 1.0, "onnx": 0.9975},
+            "runtimes": {
+                "onnxruntime": runtime("1.31.1", 3.3e-6, 0.9975),
+                "openvino": runtime("2026.4.1", 6.7e-3, None),
+            },
         },
         "layers": layers,
         "notes": ["conv1: 3 of 20 channels stay: kept by a view"],
@@ -152,6 +156,15 @@ def bits(values: int, index: int, metadata: int, refused: int) -> dict[str, int]
     total = values + index + metadata
     kinds = {"values": values, "index": index, "metadata": metadata}
     return {**kinds, "total": total, "layers_refused": refused}
+
+
+def runtime(version: str, difference: float, agreement: float | None) -> dict[str, Any]:
+    return {
+        "version": version,
+        "accuracy": 0.9812,
+        "difference": difference,
+        "agreement": agreement,
+    }
 
 
 def joules(scale: float) -> dict[str, float]:
@@ -210,6 +223,7 @@ def test_every_figure_is_shown(report: dict[str, Any], render: Any) -> None:
     for figure in [
         *("95.3x", "336x", "212x", "10.6x", "405,000", "4,250", "13,000", "25,500", "12,960,000"),
         *("1.72 MB", "8.12 kB", "99.17 %", "98.53 %", "98.51 %", "−0.64", "3.3e-06", "99.75 %"),
+        *("onnxruntime 1.31.1", "openvino 2026.4.1", "98.12 %", "6.7e-03"),
         *("26,111", "25,112", "rice", "331x", "entropy bound", "1,620,000"),
         *("edge", "500 µs", "100 µs", "5.00x", "On chip: 30.00x as fast.", "15.0x"),
         *("250 nJ", "1.50 µJ", "100x", "zeros skipped", "Never quote the joules."),
@@ -255,6 +269,7 @@ def test_hostile_names_are_text_everywhere(report: dict[str, Any]) -> None:
     hostile["environment"] |= {"cpu": evil, evil: evil}
     hostile["recipe"] = {evil: [evil]}
     hostile["energy"] |= {"node": evil, "caveat": evil}
+    hostile["parity"]["runtimes"][evil] = runtime(evil, 0.0, None)
     hostile["storage"]["encodings"][evil] = bits(1, 2, 3, 0)
     hostile["platforms"][0] |= {"platform": evil, "text": evil}
     for one in hostile["layers"]:
@@ -272,6 +287,7 @@ def test_hostile_names_are_text_everywhere(report: dict[str, Any]) -> None:
 
 def test_what_is_missing_is_left_out(report: dict[str, Any]) -> None:
     report["accuracy"]["onnx"] = report["parity"]["onnx"] = None
+    report["parity"]["runtimes"] = {}
     report["parity"]["agreement"]["onnx"] = report["storage"]["file"]["onnx"] = None
     report["history"] = []
     validate(report)
@@ -303,6 +319,12 @@ def test_the_schema_accepts_the_report(report: dict[str, Any]) -> None:
     validate(report)
     report["history"][0]["gates_open"] = 0.5
     validate(report)
+
+
+def test_reports_from_before_runtimes_were_compared_are_shown(report: dict[str, Any]) -> None:
+    del report["parity"]["runtimes"]
+    validate(report)
+    assert "by runtime" not in page(report) + printed(report)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import copy
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,19 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from secateur import data
 from secateur._version import __version__
 from secateur.artifact import onnx, packed
 from secateur.artifact.export import Source, write_onnx
 from secateur.artifact.integers import fits
 from secateur.artifact.products import with_products
-from secateur.artifact.saturation import saturation
 from secateur.attention import separate, separated
 from secateur.channels import widths
 from secateur.codec import Quantized
-from secateur.engine.evaluate import mean_score, outputs
 from secateur.engine.trainer import Trainer
-from secateur.errors import MembershipError, ParityError, RecipeError
+from secateur.errors import MembershipError, RecipeError
 from secateur.files import atomic
+from secateur.parity import SIMULATED, prove
 from secateur.plan import BIAS, Plan, Row
 from secateur.quantizers import grids, regrid
 from secateur.recipe import Recipe
@@ -44,32 +41,9 @@ ONNX = "model.onnx"
 CLASSES = "classes"
 """Metadata key of ``model.onnx``: the names of the classes by label, as JSON."""
 
-SIMULATED = "simulated"
-"""The network that an ONNX file computes if it rounds more than the trained one does."""
-
 GRIDS, SEPARATED = "activations", "attention"
 """Metadata keys of kept weights: :func:`secateur.quantizers.grids` of their network, and whether
 its attention has linear layers of its own."""
-
-DECODED_TOLERANCE = 1e-6
-"""Largest logit difference of the decoded network, relative to the largest logit."""
-
-ONNX_TOLERANCE = 1e-4
-"""Largest logit difference of the ONNX network, relative to the largest logit."""
-
-SATURATION_SAMPLES = 500
-"""Test samples that integer arithmetic is checked on."""
-
-SATURATES = 2.0
-"""How far outputs may move in integers, in units of what quantizing moves them by."""
-
-ROUNDED_TOLERANCES, ROUNDED_SAMPLES, ROUNDED_CHANGES = (1e-3, 2e-2), 0.5, (1e-3, 1e-2)
-"""Where layers read through grids: largest logit difference for at least this share of the samples,
-and the share of them (one at least) that may change class. A sum in another order may end beside
-another level, which moves the logits of that sample by more than any tolerance, and in a deep
-network meets more levels on its way. So both are half of what compression itself has done to the
-dense network, if that is between these two. What a runtime gets wrong moves all.
-"""
 
 
 def save_dense(model: nn.Module, path: Path) -> None:
@@ -208,35 +182,17 @@ def finish(
         widths=widths(model, dense),
         metadata=task.metadata,
     )
-    runners: dict[str, Callable[[Tensor], Tensor]] = {
+    networks: dict[str, Callable[[Tensor], Tensor]] = {
         "dense": dense,
         "compressed": model,
         "decoded": _decoded(task, dense, folder / PACKED),
     }
+    notes, path = list(settled.notes), None
     if recipe.export.onnx:
-        batch, levels = recipe.export.batch, settled.quantized
-        described = {**task.metadata, CLASSES: json.dumps(list(task.classes))}
-        write_onnx(Source(model, task.example_input, levels, described, batch), folder)
-        runners["onnx"] = onnx.OnnxModel(folder / ONNX)
-        if batch is not None:
-            runners[SIMULATED] = with_products(model, levels, task.example_input, batch)[0]
-    logits = {name: outputs(runner, task.test) for name, runner in runners.items()}
-    accuracy: dict[str, Any] = {
-        name: float(task.score(*result).double().mean())
-        for name, result in logits.items()
-        if name != SIMULATED
-    }
-    accuracy.setdefault("onnx", None)
-    accuracy["validation"] = {
-        "dense": float(task.score(*outputs(dense, task.validation)).double().mean()),
-        "compressed": mean_score(task, task.validation),
-    }
-    parity = compare({name: result[0] for name, result in logits.items()}, bool(grids(model)))
-    notes = list(settled.notes)
-    if recipe.export.onnx:
-        notes += left_in_floats(levels)
-    if recipe.export.onnx and grids(model):
-        parity["saturation"] = _saturation(folder / ONNX, task.test, logits["dense"][0], notes)
+        networks |= _exported(task, settled.quantized, recipe.export.batch, folder)
+        notes += left_in_floats(settled.quantized)
+        path = folder / ONNX
+    proof = prove(task, networks, path)
     layers = gather.layers(
         dense, model, task.example_input, settled.rows, settled.sets, size.tensors
     )
@@ -250,16 +206,29 @@ def finish(
         "name": task.name,
         "recipe": recipe.to_dict(),
         "environment": gather.environment(str(trainer.accelerator.device)),
-        "accuracy": accuracy,
+        "accuracy": proof.accuracy,
         "ratio": gather.ratios(storage, cost),
         "storage": storage | encodings,
         "cost": cost,
         **gather.modelled(dense, model, task.example_input, settled.quantized),
-        "parity": parity,
+        "parity": proof.parity,
         "layers": layers,
-        "notes": notes,
+        "notes": [*notes, *proof.notes],
         "history": trainer.history,
     }
+
+
+def _exported(
+    task: Task, quantized: Mapping[str, Quantized], batch: int | None, folder: Path
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Write the ONNX file; return it and, if it rounds more than the model, what it is to be."""
+    example = task.example_input
+    described = {**task.metadata, CLASSES: json.dumps(list(task.classes))}
+    write_onnx(Source(task.model, example, quantized, described, batch), folder)
+    networks: dict[str, Callable[[Tensor], Tensor]] = {"onnx": onnx.OnnxModel(folder / ONNX)}
+    if batch is not None:
+        networks[SIMULATED] = with_products(task.model, quantized, example, batch)[0]
+    return networks
 
 
 def left_in_floats(quantized: Mapping[str, Quantized]) -> list[str]:
@@ -273,21 +242,6 @@ def left_in_floats(quantized: Mapping[str, Quantized]) -> list[str]:
     ]
 
 
-def _saturation(
-    path: Path, test: Dataset[Any], dense: Tensor, notes: list[str]
-) -> dict[str, float | None]:
-    """Return what integers of this machine do to an ONNX file's outputs; note it if it matters."""
-    inputs = data.inputs(test, SATURATION_SAMPLES)
-    found = saturation(path, inputs, dense[: len(inputs)])
-    assert found.noise is not None
-    if found.error > SATURATES * found.noise:
-        notes.append(
-            f"onnx: integers of this machine move outputs by {found.error:.2%}, quantizing as such "
-            f"by {found.noise:.2%}; with weights of 7 bits (profile: no_vnni) they should not"
-        )
-    return asdict(found)
-
-
 def _decoded(task: Task, dense: nn.Module, path: Path) -> nn.Module:
     """Load the packed file as a user would; into a blank copy where it cannot be named."""
     if task.reference and is_known(task.reference):
@@ -297,57 +251,3 @@ def _decoded(task: Task, dense: nn.Module, path: Path) -> nn.Module:
         for tensor in blank.state_dict().values():
             tensor.zero_()
     return packed.load(path, blank)
-
-
-def compare(logits: Mapping[str, Tensor], rounds: bool = False) -> dict[str, Any]:
-    """Compare artifacts with the trained network.
-
-    Args:
-        logits: outputs on the same samples, ``(samples, classes)``, by ``dense``, ``compressed``,
-            ``decoded`` and, if exported, ``onnx``; ``simulated`` is what that is to be, if it is
-            not ``compressed``.
-        rounds: whether layers of the network read through grids.
-
-    Raises:
-        ParityError: an artifact does not compute the same.
-    """
-    reference = logits["compressed"]
-    largest = float(reference.abs().max())
-    parity: dict[str, Any] = {"samples": len(reference), "agreement": {}}
-    for name in ("decoded", "onnx"):
-        parity[name] = parity["agreement"][name] = None
-        if name not in logits:
-            continue
-        expected = logits.get(SIMULATED, reference) if name == "onnx" else reference
-        difference = _relative(logits[name], expected)
-        same = logits[name].argmax(dim=1) == expected.argmax(dim=1)
-        parity[name] = float((logits[name] - reference).abs().max())
-        parity["agreement"][name] = _agreement(logits[name], reference)
-        if name == "onnx" and (rounds or SIMULATED in logits):
-            moved = _relative(logits["dense"], reference).median()
-            tolerance = float(moved.div(2).clamp(*ROUNDED_TOLERANCES))
-            near = float((difference <= tolerance).double().mean())
-            turned = (logits["dense"].argmax(dim=1) != reference.argmax(dim=1)).double().mean()
-            allowed = float(turned.div(2).clamp(*ROUNDED_CHANGES)) * len(same)
-            good = near >= ROUNDED_SAMPLES and int((~same).sum()) <= max(1.0, allowed)
-        else:
-            tolerance = DECODED_TOLERANCE if name == "decoded" else ONNX_TOLERANCE
-            good = bool((difference <= tolerance).all())
-        if not good:
-            raise ParityError(
-                f"{name}: the artifact's outputs differ from the trained model's by up to "
-                f"{parity[name]:.3g} (outputs reach {largest:.3g}).\n"
-                "The files were written but must not be used; please report this as a bug."
-            )
-    return parity
-
-
-def _agreement(one: Tensor, other: Tensor) -> float:
-    """Return the share of samples of the same class."""
-    return float((one.argmax(dim=1) == other.argmax(dim=1)).double().mean())
-
-
-def _relative(found: Tensor, reference: Tensor) -> Tensor:
-    """Return the largest difference of each sample as a share of the largest logit, ``(n,)``."""
-    largest = reference.abs().max().clamp_min(1e-30)
-    return (found - reference).abs().flatten(1).amax(1) / largest

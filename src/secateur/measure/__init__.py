@@ -2,7 +2,7 @@
 in the runtimes that are here."""
 
 from secateur.measure.forms import FORMS, Form
-from secateur.measure.networks import Bench, Figure, Spread, bench
+from secateur.measure.networks import Agreement, Bench, Figure, Spread, bench
 from secateur.measure.result import BreakEven, Layer, Point
 from secateur.measure.run import DENSITIES, breakeven
 from secateur.measure.runtimes import RUNTIMES, Runtime
@@ -11,6 +11,7 @@ __all__ = [
     "DENSITIES",
     "FORMS",
     "RUNTIMES",
+    "Agreement",
     "Bench",
     "BreakEven",
     "Figure",

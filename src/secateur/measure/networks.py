@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from secateur.doctor import doctor
 from secateur.errors import BusyError, SecateurError
 from secateur.measure.clock import LoadMeter, Run, Stopwatch, stopwatch
-from secateur.measure.runtimes import RUNTIMES, Runtime, feeds_of
+from secateur.measure.runtimes import RUNTIMES, Outputs, Runtime, feeds_of, holds_integers
 
 SITTING = 2.0
 """Seconds of a sitting, after which the load by others is looked at; a busy one does not count."""
@@ -22,6 +23,10 @@ ENOUGH = 6
 
 PATIENCE = 3.0
 """How many times the asked seconds may pass until enough sittings were quiet."""
+
+APART = {False: 1e-3, True: 5e-2}
+"""How far runtimes may be apart in a file of floats, and in one with integers: there a sum in
+another order may end beside another level, and some runtimes round what meets integer weights."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,31 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How near to each other runtimes compute one file, on random inputs.
+
+    Attributes:
+        difference: largest of any output, as a share of the largest output.
+        tolerance: what sums in another order explain, and in files with integers other roundings.
+    """
+
+    difference: float
+    tolerance: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the runtimes compute the same network."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
 class Bench:
     """What was measured.
 
     Attributes:
         figures: by batch, then runtime.
         versions: of the runtimes.
+        agreement: of the runtimes on ``network`` and ``against``; empty if one runtime ran.
         missing: runtimes that are not here, and the command that installs each.
         machine: name of the processor.
         threads: of an inference.
@@ -84,6 +108,7 @@ class Bench:
 
     figures: tuple[Figure, ...]
     versions: dict[str, str]
+    agreement: dict[str, Agreement]
     missing: dict[str, str]
     machine: str
     threads: int
@@ -116,7 +141,7 @@ def bench(
     threads: int = 1,
     seconds: float = 20.0,
 ) -> Bench:
-    """Time an ONNX file beside another.
+    """Time an ONNX file beside another, and compare what the runtimes compute from each.
 
     Every round runs both files in all runtimes one after the other, so that whatever else the
     machine does disturbs all alike. One thread is measured in processor time, several in wall
@@ -139,14 +164,18 @@ def bench(
     _check(batches, threads, seconds)
     chosen, missing = _choose(runtimes)
     watch, clock = stopwatch(threads)
+    paths = {"against": against, "network": network}
     figures, rounds, others, discarded = [], [], [], 0
+    apart: dict[str, list[float]] = {name: [] for name in paths}
     for batch in batches:
         feeds = feeds_of(network, batch)
         runs = [
             runtime.prepare(path, feeds, threads)
             for runtime in chosen.values()
-            for path in (against, network)
+            for path in paths.values()
         ]
+        for first, name in enumerate(paths):
+            apart[name].append(_difference([run() for run in runs[first :: len(paths)]]))
         sat = sit(runs, watch, seconds)
         figures += _figures(list(chosen), batch, sat.rounds)
         rounds.append(len(sat.rounds))
@@ -154,7 +183,12 @@ def bench(
         discarded += sat.discarded
     return Bench(
         figures=tuple(figures),
-        versions={name: metadata.version(each.package) for name, each in chosen.items()},
+        versions={name: each.version or "unknown" for name, each in chosen.items()},
+        agreement={
+            name: Agreement(max(each), APART[holds_integers(paths[name])])
+            for name, each in apart.items()
+            if len(chosen) > 1
+        },
         missing=missing,
         machine=doctor()["cpu"]["name"],
         threads=threads,
@@ -178,10 +212,24 @@ def _choose(names: Sequence[str]) -> tuple[dict[str, Runtime], dict[str, str]]:
             raise SecateurError(f"runtime: there is no '{name}'; one of {', '.join(RUNTIMES)}.")
     if names:
         return {name: RUNTIMES[name] for name in names}, {}
-    here = doctor()["optional"]
-    missing = {n: each.install for n, each in RUNTIMES.items() if not here[each.package]["version"]}
+    missing = {name: each.install for name, each in RUNTIMES.items() if each.version is None}
     found = {name: each for name, each in RUNTIMES.items() if name not in missing}
     return found or dict(RUNTIMES), missing  # with none at all, preparing says what is missing
+
+
+def _difference(outputs: Sequence[Outputs]) -> float:
+    """Return how far outputs of runtimes are from the first one's, as a share of its largest.
+
+    What is no number is off by all.
+    """
+    first, *others = outputs
+    largest = max(float(np.abs(each).max()) for each in first)
+    gaps = [0.0] + [
+        np.abs(found.astype(float) - expected).max() / max(largest, 1e-30)
+        for each in others
+        for found, expected in zip(each, first, strict=True)
+    ]
+    return float(np.nan_to_num(gaps, nan=1.0, posinf=1.0).max())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from secateur.measure import RUNTIMES, Bench, Spread
+from secateur.measure import RUNTIMES, Agreement, Bench, Spread
 from secateur.report import numbers
 
 
@@ -45,9 +45,23 @@ def bench_table(found: Bench, network: str, against: str) -> Group:
     )
     if found.discarded:
         lines.append(Text(f"{found.discarded} sittings do not count: other programs ran meanwhile"))
+    names = {"network": network, "against": against}
+    lines += [_agreement(names[role], each) for role, each in found.agreement.items()]
     for name, install in found.missing.items():
         lines.append(Text(f"{RUNTIMES[name].title} is not here: {install}", style="yellow"))
     return Group(*lines)
+
+
+def _agreement(name: str, found: Agreement) -> Text:
+    """Say how near to each other the runtimes compute a file."""
+    apart = f"{numbers.scientific(found.difference)} of the largest output, on random inputs"
+    if found.met:
+        return Text(f"{name}: the runtimes agree to {apart}")
+    return Text(
+        f"{name}: the runtimes differ by {apart}, more than the {found.tolerance:g} that order and "
+        "rounding explain: one may be wrong. Compare their accuracy before the faster is chosen",
+        style="yellow",
+    )
 
 
 def _time(seconds: Spread) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from secateur.files import atomic
-from secateur.report import elsewhere, numbers
+from secateur.report import elsewhere, numbers, runtimes
 from secateur.report.charts import Bar, Series, bar_chart, line_chart
 from secateur.report.elements import document, facts, figure, legend, swatch, table
 
@@ -137,8 +137,15 @@ def _accuracy(report: Mapping[str, Any]) -> str:
         "<h2>Accuracy and parity</h2>"
         f'<p class="soft">On {parity["samples"]:,} test samples; differences are against the '
         f"compressed network as trained.</p>{table(head, rows, numeric=range(2, 7))}"
-        f"{_saturation(parity.get('saturation'))}"
+        f"{_runtimes(report)}{_saturation(parity.get('saturation'))}"
     )
+
+
+def _runtimes(report: Mapping[str, Any]) -> str:
+    rows = runtimes.rows(report)
+    if not rows:
+        return ""
+    return f'<p class="soft">{runtimes.TITLE}.</p>{table(runtimes.HEAD, rows, range(1, 5))}'
 
 
 def _saturation(found: Mapping[str, float] | None) -> str:

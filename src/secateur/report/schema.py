@@ -133,8 +133,15 @@ class Platform(_Part):
 
 
 class Agreement(_Part):
-    decoded: float
+    decoded: float | None
     onnx: float | None
+
+
+class Runtime(_Part):
+    version: str
+    accuracy: float
+    difference: float
+    agreement: float | None
 
 
 class Saturation(_Part):
@@ -147,6 +154,7 @@ class Parity(_Part):
     decoded: float
     onnx: float | None
     agreement: Agreement
+    runtimes: dict[str, Runtime] = Field(default_factory=dict)
     saturation: Saturation | None = None
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from secateur.report import numbers
+from secateur.report import numbers, runtimes
 from secateur.report.modelled import assessment_table, energy_summary
 from secateur.report.storage import encoding_table, of_report
 
@@ -25,6 +25,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     for part in (
         _accountings(report),
         _accuracies(report),
+        *_runtimes(report),
         _layers(report),
         encoding_table(of_report(report), "weights, as platforms encode them"),
         assessment_table(report["platforms"], "dense against compressed"),
@@ -108,6 +109,14 @@ def _accuracies(report: Mapping[str, Any]) -> Table:
             numbers.percent(parity["agreement"][name]) if checked else "",
         )
     return table
+
+
+def _runtimes(report: Mapping[str, Any]) -> list[Table]:
+    """Return the table of runtimes, if the network was exported."""
+    table = _table(runtimes.TITLE, runtimes.HEAD[0], numeric=runtimes.HEAD[1:])
+    for row in runtimes.rows(report):
+        table.add_row(*map(escape, row))
+    return [table] if table.row_count else []
 
 
 def _layers(report: Mapping[str, Any]) -> Table:
