@@ -296,3 +296,24 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
     tokens = torch.randn(3, TOKENS, WIDTH)
     with pytest.raises(sc.SecateurError, match="fixes the size of a batch"):
         sc.export_onnx(lively("plain"), tokens, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("form", ["torch", "torch-weights", "3hd", "plain"])
+def test_products_between_tokens_cost_less_with_fewer_heads(form: str) -> None:
+    from secateur.methods import DJPQ
+    from secateur.sets import Levels
+
+    model, tokens = lively(form), torch.randn(8, TOKENS, WIDTH)
+    method = DJPQ(Levels(8, zero=True), example_input=tokens[:1], gates="hard_concrete")
+    method.attach(model)
+    model.train()
+    model(tokens)
+    heads = next(gate for gate, _, _ in method.gates if gate.channels == HEADS)
+    heads.freeze(torch.tensor([True, False, False, False]))
+    counted = method.bops.hard()
+    method.finalize()
+    small = compact(model, tokens[:1]).model
+    weights = {name: bits for name, (bits, _) in method.widths.items()}
+    inputs = {name: bits for name, (_, bits) in method.widths.items()}
+    cost = sc.inspect(small, tokens[:1], weight_bits=weights, activation_bits=inputs)
+    assert counted == cost.bops

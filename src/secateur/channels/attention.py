@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from secateur.channels import operators as ops
 from secateur.channels.steps import Emission, Step, Weights
-from secateur.channels.trace import Activation, Tracer, title
+from secateur.channels.trace import Activation, Tracer, caller, title
 
 HEADS = -3
 """Dimension of the heads of what is mixed: ``(batch, heads, tokens, head_size)``."""
@@ -72,6 +72,7 @@ def attention(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
             return False
         if len(given.shape) > -HEADS - 1 and given.shape[HEADS] > 1:
             tracer.ties.pin(first, f"{title(node)} takes a mask for each head")
+    tracer.heads[caller(node)] = first.flatten()
     plain = mask is None and not call["is_causal"]
     step = Mix(node.name, tuple(places), parts[2].profile, mean=plain)
     tracer.add(node, step, parts[2].labels)
@@ -90,6 +91,7 @@ def product(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:
     if rows == columns == 1 and inner == other.profile[-2] and one.shape[-1] == inner:
         labels = _tied(tracer, one, -1)
         tracer.ties.tie(labels, _tied(tracer, other, -2))
+        tracer.heads[caller(node)] = labels.flatten()
         tracer.add(node, Apart(node.name, tuple(places), tuple(labels.shape)), labels)
         return True
     if rows == inner == other.profile[-2] == 1:

@@ -73,6 +73,7 @@ class ChannelGraph:
 
     Attributes:
         groups: which channels are removed together, and where.
+        heads: int64, ``(heads,)``: classes of the heads of attention, by the module that attends.
 
     Raises:
         ChannelError: the model cannot be traced.
@@ -93,6 +94,7 @@ class ChannelGraph:
         self.layers = [step for step in self.steps if isinstance(step, Layer)]
         self.classes, self.pinned = tracer.ties.classes()
         self.sides = {key: self.classes[labels] for key, labels in tracer.sides.items()}
+        self.heads = {name: self.classes[labels] for name, labels in tracer.heads.items()}
         rigid = [self.classes[labels.flatten()] for labels in tracer.rigid]
         self.rigid = torch.unique(torch.cat(rigid)) if rigid else torch.zeros(0, dtype=torch.long)
         self.groups = self._groups()

@@ -102,6 +102,7 @@ class Tracer:
         steps: in order of execution.
         outputs: indices of the steps that the model returns.
         sides: channel labels, ``(channels,)``, by module name and side, ``"in"`` or ``"out"``.
+        heads: labels of heads, ``(heads,)``, by the name of the module that attends.
         rigid: labels that run through sizes which may be fixed in the model's code.
         ties: which labels belong together.
     """
@@ -113,6 +114,7 @@ class Tracer:
         self.steps: list[Step] = []
         self.outputs: list[int] = []
         self.sides: dict[tuple[str, str], Tensor] = {}
+        self.heads: dict[str, Tensor] = {}
         self.rigid: list[Tensor] = []
         self.ties = Ties()
         self.activations: list[Activation] = []
@@ -296,6 +298,11 @@ def title(node: fx.Node) -> str:
     """Return an operator's name and the module that calls it, for messages."""
     packet = getattr(node.target, "overloadpacket", node.target)
     name = getattr(packet, "__name__", str(packet))
-    stack = node.meta.get("nn_module_stack") or {}
-    module = next((path for path, _ in reversed(list(stack.values())) if path), "")
+    module = caller(node)
     return f"{name} in {module}" if module else name
+
+
+def caller(node: fx.Node) -> str:
+    """Return the name of the module that calls an operator; empty if the model itself does."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(list(stack.values())) if path), "")

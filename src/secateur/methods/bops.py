@@ -84,6 +84,8 @@ class BopCount:
             layer = layers.get(row.name)
             if layer is not None and layer.groups > 1 and layer.groups == layer.width:
                 given = None
+            if row.name in graph.heads:  # products of activations, for each head
+                given, made = None, graph.heads[row.name]
             if row.macs:
                 weights = math.prod(row.shape) if row.shape else 0
                 sizes = (weights, row.inputs // batch, row.outputs // batch)
