@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 import secateur as sc
-from secateur.artifact import packed
+from secateur.artifact import onnx, packed
 from secateur.attention import Attention, separate
 from secateur.channels import ChannelGraph, compact, shrink_to, widths
+from secateur.codec import Quantized
 from secateur.data import InMemory
+from secateur.methods import DJPQ
+from secateur.sets import Levels
 
 WIDTH, HEADS, TOKENS = 24, 4, 5
 SIZE = WIDTH // HEADS
@@ -262,15 +266,14 @@ def test_compress_separates_and_deploys(tmp_path: Path, weights: bool) -> None:
     assert layers[inner]["bits"] == 4
     assert layers[inner]["density"] < 1
     assert result.report["parity"]["agreement"]["onnx"] == 1
+    macs = sc.inspect(result.model, tokens[:1]).macs
+    assert result.report["cost"]["compressed"]["macs"] == macs, "products of tokens count"
     loaded = packed.load(tmp_path / "run" / "model.secateur", Encoder(Torch(weights)))
     with torch.no_grad():
         torch.testing.assert_close(loaded(tokens), result.model(tokens))
 
 
 def test_djpq_gates_heads() -> None:
-    from secateur.methods import DJPQ
-    from secateur.sets import Levels
-
     model, tokens = lively("torch"), torch.randn(8, TOKENS, WIDTH)
     method = DJPQ(Levels(8, zero=True), example_input=tokens[:1], gates="hard_concrete")
     method.attach(model)
@@ -300,9 +303,6 @@ def test_a_fixed_batch_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["torch", "torch-weights", "3hd", "plain"])
 def test_products_between_tokens_cost_less_with_fewer_heads(form: str) -> None:
-    from secateur.methods import DJPQ
-    from secateur.sets import Levels
-
     model, tokens = lively(form), torch.randn(8, TOKENS, WIDTH)
     method = DJPQ(Levels(8, zero=True), example_input=tokens[:1], gates="hard_concrete")
     method.attach(model)
@@ -317,3 +317,36 @@ def test_products_between_tokens_cost_less_with_fewer_heads(form: str) -> None:
     inputs = {name: bits for name, (_, bits) in method.widths.items()}
     cost = sc.inspect(small, tokens[:1], weight_bits=weights, activation_bits=inputs)
     assert counted == cost.bops
+
+
+def test_a_budget_of_a_transformer_is_met_with_heads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(64, TOKENS, WIDTH)
+    data = InMemory(tokens, tokens.mean((1, 2)).sign().long() + 1)
+    stage = {
+        "method": "djpq",
+        "budget": {"bops": "10x"},
+        "gates": "hard_concrete",
+        "quantizer": "lsq",
+        "epochs": 2,
+        "tune_epochs": 1,
+    }
+    recipe = {"train": {"epochs": 1, "lr": 1e-3}, "stages": [stage], "export": {"onnx": False}}
+    task = sc.Task(Encoder(Torch(False)), data, data, data)
+    report = sc.compress(task, recipe, out=tmp_path / "run").report
+    assert 10 <= report["ratio"]["bops"] <= 10 * 1.03
+
+
+def test_equal_weights_are_exported_once(tmp_path: Path) -> None:
+    """Two dead layers of one shape: what is computed from them is joined, and no error."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 16)).eval()
+    zero = Quantized(torch.zeros(16, 16, dtype=torch.int16), 0.5, 8, True)
+    with torch.no_grad():
+        for layer in (model[2], model[3]):
+            layer.weight.zero_()
+    quantized = {"2.weight": zero, "3.weight": replace(zero, levels=zero.levels.clone())}
+    path = sc.export_onnx(model, torch.randn(1, 16), tmp_path / "model.onnx", quantized=quantized)
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(onnx.OnnxModel(path)(x), model(x))

@@ -21,6 +21,7 @@ from runtime_graph import optimized
 from secateur import doctor, methods
 from secateur.artifact import packed
 from secateur.artifact.onnx import OnnxModel
+from secateur.data import InMemory
 from secateur.errors import DataError, RecipeError
 from secateur.outcome import Outcome, finished
 from secateur.plan import build_plan
@@ -420,6 +421,22 @@ def test_a_recipe_ends_in_int8_files(tmp_path: Path) -> None:
     loaded = sc.load(tmp_path / "model.secateur", digits_task().model)
     images = torch.rand(5, 1, 28, 28)
     assert torch.equal(loaded(images), result.model(images))
+
+
+def test_a_convolution_that_nothing_rounds_behind(tmp_path: Path) -> None:
+    """ONNX Runtime dequantizes its weight: one scale for the tensor becomes one for each row."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4), nn.GELU(), nn.Flatten(2), nn.LayerNorm(16), nn.Linear(16, 4)
+    )
+    model.append(nn.Flatten())
+    images = torch.randn(64, 3, 16, 16)
+    samples = InMemory(images, torch.arange(64) % 32)
+    stage = {"method": "post_training", "bits": 8, "zero": True, "activation_bits": 8}
+    given = {"train": {"epochs": 1}, "stages": [stage]}
+    task = sc.Task(model, samples, samples, samples)
+    report = sc.compress(task, given, out=tmp_path).report
+    assert report["parity"]["agreement"]["onnx"] >= 0.98
 
 
 def test_stages_that_cannot_be_are_refused_before_training() -> None:

@@ -206,6 +206,17 @@ def test_columns_times_filters_are_what_a_convolution_returns(
     torch.testing.assert_close(moments.centered, centered.mT @ centered, rtol=1e-4, atol=1e-4)
 
 
+def test_rows_that_hardly_differ_leave_more_than_rounding() -> None:
+    layer, rows = nn.Linear(8, 4), 100 + 1e-3 * torch.randn(600, 8)
+    moments = Moments(layer)
+    for batch in rows.split(100):
+        moments.add(batch)
+    exact = rows.double() - rows.double().mean(0)
+    torch.testing.assert_close(moments.centered[0], exact.mT @ exact, rtol=1e-2, atol=1e-6)
+    problem = Quadratic.damped(layer.weight, moments.centered, 0.01)
+    assert bool((torch.linalg.eigvalsh(problem.gram) > 0).all())
+
+
 class Attentive(nn.Module):
     """Three layers that read one tensor, one that is shared, and one that is not called."""
 

@@ -185,7 +185,7 @@ def _fold_norm(graph: Any, norm: Any) -> None:
     signs = np.sign(factor).astype(np.int8).reshape(-1, *[1] * (levels.ndim - 1))
     name, shift = conv.outputs[0].name, beta + (sum(bias) - mean) * factor
     _replace(graph, weight, 0, f"{name}_levels", levels * signs)
-    _replace(graph, weight, 1, f"{name}_scale", (np.abs(factor) * scale).astype(np.float32))
+    _rescale(graph, weight, (np.abs(factor) * scale).astype(np.float32))
     conv.resize_inputs(3)
     _replace(graph, conv, 2, f"{name}_bias", shift.astype(np.float32))
     _drop(graph, norm, conv.outputs[0])
@@ -220,7 +220,7 @@ def _round_bias(graph: Any, node: Any) -> None:
     if np.abs(rounded).max(initial=0) >= 2**31 or not unit.all():
         return
     name = node.outputs[0].name
-    _replace(graph, weight, 1, f"{weight.outputs[0].name}_scale", scale)
+    _rescale(graph, weight, scale)
     integers = [_initializer(graph, f"{name}_bias_levels", rounded.astype(np.int32))]
     integers.append(_initializer(graph, f"{name}_bias_scale", unit))
     dequantized = ir.node("DequantizeLinear", integers, {"axis": 0})
@@ -229,9 +229,6 @@ def _round_bias(graph: Any, node: Any) -> None:
     graph.insert_before(node, dequantized)
     node.replace_input_with(2, made)
     _forget(graph, bias)
-    if node.op_type == "Gemm":  # ONNX Runtime looks for zero points there
-        weight.resize_inputs(3)
-        _replace(graph, weight, 2, f"{name}_zeros", np.zeros(len(scale), np.int8))
 
 
 def _bytes_read(node: Any) -> Any:
@@ -249,6 +246,17 @@ def _dequantized(value: Any) -> Any:
     if node is None or node.op_type != "DequantizeLinear" or len(value.uses()) > 1:
         return None
     return None if _constant(node.inputs[0]) is None else node
+
+
+def _rescale(graph: Any, weight: Any, scale: Array) -> None:
+    """Give each row of a weight a scale of its own, and a zero point, which must have their shape.
+
+    ONNX Runtime multiplies integers in a Gemm only where the zero points are written out.
+    """
+    name = weight.outputs[0].name
+    _replace(graph, weight, 1, f"{name}_scale", scale)
+    weight.resize_inputs(3)
+    _replace(graph, weight, 2, f"{name}_zeros", np.zeros(len(scale), np.int8))
 
 
 def _turn(graph: Any, weight: Any) -> None:

@@ -101,7 +101,8 @@ def rounds_finely(levels: Tensor) -> bool:
 def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Module, int]:
     """Return a copy of a network for the exporter, and how many weights of it are integers.
 
-    A weight that several layers share counts once: the exporter may join what they read.
+    Equal weights, such as one that several layers share or those of dead layers, count once: the
+    exporter may join what is computed from them.
 
     A layer without integer weights reads through its grid in floats: ONNX Runtime quantizes a float
     weight by itself, to 8 bits, where it finds quantized inputs.
@@ -112,7 +113,7 @@ def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple
             are a layer's ``weight`` and fit.
     """
     model = copy.deepcopy(model)
-    written: set[int] = set()
+    written: set[tuple[Any, ...]] = set()
     for name, module in list(model.named_modules()):
         if _is_bytes(returns := getattr(module, OUTPUT, None)):
             setattr(module, OUTPUT, _Rounding(returns))
@@ -124,7 +125,8 @@ def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple
         elif 3 * levels.levels.numel() <= OVERHEAD:
             continue
         _swap(module, levels)
-        written.add(id(levels))
+        integers = levels.levels.to(torch.int8)
+        written.add((integers.shape, levels.scale, integers.cpu().numpy().tobytes()))
     return model, len(written)
 
 

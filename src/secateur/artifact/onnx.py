@@ -211,11 +211,21 @@ class OnnxModel:
         except Exception as error:  # onnxruntime has one exception class per status code
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"{path}: ONNX Runtime cannot load this file.\n{reason}") from error
-        self._input = self._session.get_inputs()[0].name
+        self._path, self._input = path, self._session.get_inputs()[0].name
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Return the output for a batch of any size."""
-        outputs = self._session.run(None, {self._input: batch.detach().cpu().numpy()})
+        """Return the output for a batch of any size.
+
+        Raises:
+            ArtifactError: ONNX Runtime fails to run the file on it.
+        """
+        try:
+            outputs = self._session.run(None, {self._input: batch.detach().cpu().numpy()})
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(
+                f"{self._path}: ONNX Runtime cannot run this file.\n{reason}"
+            ) from error
         return torch.from_numpy(outputs[0])
 
 

@@ -10,12 +10,16 @@ from torch.nn import functional
 class Moments:
     """Sums over all that a layer has read.
 
+    Each batch is counted without its mean (T. F. Chan, G. H. Golub and R. J. LeVeque, 1979): rows
+    that hardly differ would leave nothing but rounding of the difference of two large sums.
+
     Args:
         layer: a convolution or linear layer.
 
     Attributes:
-        gram: X^T X, float64, ``(groups, d, d)`` for filters of ``d`` elements.
-        total: sum of the rows of X, float64, ``(groups, 1, d)``.
+        centered: X^T X of the rows without their mean, float64, ``(groups, d, d)`` for filters of
+            ``d`` elements: what a bias cannot make up for.
+        mean: the mean row of X, float64, ``(groups, 1, d)``.
         rows: of X: how often the layer multiplied its filters.
     """
 
@@ -24,26 +28,26 @@ class Moments:
         groups, width = getattr(layer, "groups", 1), weight[0].numel()
         zeros = weight.new_zeros
         self.layer, self.rows = layer, 0
-        self.gram = zeros(groups, width, width, dtype=torch.float64)
-        self.total = zeros(groups, 1, width, dtype=torch.float64)
+        self.centered = zeros(groups, width, width, dtype=torch.float64)
+        self.mean = zeros(groups, 1, width, dtype=torch.float64)
 
     def add(self, inputs: Tensor) -> None:
         """Count one more batch that the layer reads."""
         read = columns(self.layer, inputs.detach())
         read = read.to(torch.promote_types(read.dtype, torch.float32))
-        self.gram += read.transpose(1, 2) @ read
-        self.total += read.sum(1, keepdim=True)
-        self.rows += read.shape[1]
+        if not (count := read.shape[1]):
+            return
+        mean = read.mean(1, keepdim=True, dtype=torch.float64)
+        apart, gap = read - mean.to(read.dtype), mean - self.mean
+        rows = self.rows + count
+        self.centered += apart.mT @ apart + gap.mT @ gap * (self.rows * count / rows)
+        self.mean += gap * (count / rows)
+        self.rows = rows
 
     @property
-    def mean(self) -> Tensor:
-        """The mean row of X, ``(groups, 1, d)``."""
-        return self.total / max(self.rows, 1)
-
-    @property
-    def centered(self) -> Tensor:
-        """X^T X of the rows without their mean: what a bias cannot make up for."""
-        return self.gram - self.rows * self.mean.transpose(1, 2) @ self.mean
+    def gram(self) -> Tensor:
+        """X^T X, float64, ``(groups, d, d)``."""
+        return self.centered + self.rows * self.mean.mT @ self.mean
 
 
 def columns(layer: nn.Module, inputs: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.artifact.architecture import Architecture
 from secateur.codec import Quantized, Storage
 from secateur.cost import FULL_BITS, bits_by_layer, inspect, storage_table
+from secateur.cost.account import LayerCost
 from secateur.cost.energy import CAVEAT, NODE, Energy, energy_of
 from secateur.cost.node import load_node
 from secateur.cost.platforms import assess, load_platform, platform_names
@@ -43,10 +44,8 @@ def layers(
         sets: by layer, the set its weight is a member of.
         stored: by first name of a tensor, the bits it takes in the packed file.
     """
-    macs, compressed_macs = (
-        {layer.name: (layer.macs, layer.effective_macs) for layer in cost.layers}
-        for cost in (inspect(dense, example_input), inspect(model, example_input))
-    )
+    before = {layer.name: layer for layer in inspect(dense, example_input).layers}
+    after = {layer.name: layer for layer in inspect(model, example_input).layers}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first_names, inputs = Architecture.of(model).first_names, activation_bits(model)
     entries = []
@@ -56,7 +55,7 @@ def layers(
         own = 0 if row.owner else row.weights
         kept = row.weights if weight is None else int(weight.count_nonzero())
         size = None if row.owner else stored.get(first_names.get(row.parameter, ""))
-        live_macs, effective_macs = compressed_macs.get(row.layer, (0, 0))
+        was, now = before.get(row.layer), after.get(row.layer)
         entries.append(
             {
                 "name": row.layer,
@@ -69,15 +68,39 @@ def layers(
                 "density": kept / row.weights,
                 "bits": _bits(target),
                 "activation_bits": inputs.get(row.layer, FULL_BITS),
-                "macs": macs.get(row.layer, (0, 0))[0],
-                "compressed_macs": live_macs,
-                "effective_macs": effective_macs,
+                "macs": was.macs if was else 0,
+                "compressed_macs": now.macs if now else 0,
+                "effective_macs": now.effective_macs if now else 0,
                 "set": "dense" if target is None else str(target),
                 "storage": dataclasses.asdict(size) if size else None,
                 "note": row.note,
             }
         )
-    return entries
+    known = {row.layer for row in rows}
+    others = [each for name, each in before.items() if each.macs and name not in known]
+    return entries + [_products(each, after.get(each.name)) for each in others]
+
+
+def _products(was: LayerCost, now: LayerCost | None) -> dict[str, Any]:
+    """Return the entry of a module that multiplies activations with each other: attention."""
+    return {
+        "name": was.name,
+        "kind": was.kind,
+        "shape": [],
+        "compressed_shape": [],
+        "parameters": 0,
+        "weights": 0,
+        "kept": 0,
+        "density": 1.0,
+        "bits": FULL_BITS,
+        "activation_bits": FULL_BITS,
+        "macs": was.macs,
+        "compressed_macs": now.macs if now else 0,
+        "effective_macs": now.effective_macs if now else 0,
+        "set": "dense",
+        "storage": None,
+        "note": "products of activations",
+    }
 
 
 def storage(
