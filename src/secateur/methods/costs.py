@@ -232,11 +232,11 @@ class File(Cost):
         plain, kept = self._plain(state), state.kept.bool()
         for row, product in enumerate(self.count.products):
             if product.weights and float(plain[row]):
-                sides = [_among(kept, product.made), _among(kept, product.given)]
-                bits, opened = round(float(state.weights[row])), torch.cat(sides)
-                key = row, bits, opened.numpy().tobytes()
+                bits = round(float(state.weights[row]))
+                made, given = _among(kept, product.made), _among(kept, product.given)
+                key = row, bits, torch.cat([made, given]).numpy().tobytes()
                 if key not in self.known:
-                    self.known[key] = self._bytes(product, *sides, bits)
+                    self.known[key] = self._bytes(product, made, given, bits)
                 self.ratio[row] = self.known[key] / float(plain[row])
 
     def state_dict(self) -> dict[str, Any]:
