@@ -95,7 +95,7 @@ def test_it_lands_on_budgets_as_others_count_them(budget: dict[str, str], tmp_pa
     method, model = landed(budget, gates="hard_concrete", quantizer="linear")
     spent = method.ledger.spent(method.ledger.state())
     assert max(spent.values()) <= 1
-    assert max(spent.values()) >= (0.95 if "file" in budget else 0.97)
+    assert max(spent.values()) >= 0.97
     dense, plan = network(), method.plan
     method.finalize()
     small = compact(model, images(1), fixed=set(method.weights)).model
@@ -114,7 +114,7 @@ def test_it_lands_on_budgets_as_others_count_them(budget: dict[str, str], tmp_pa
         limit = method.ledger.limits[kind]
         if kind == "file":
             file = packed.save(tmp_path / "m", small, settled.quantized, reference=None).file
-            assert 0.95 * share * limit < file <= share * limit
+            assert 0.98 * share * limit < file <= share * limit
         else:
             dense_cost = method.ledger.costs[kind].dense(dense, images(1))
             assert found[kind] * dense_cost / limit == pytest.approx(share, rel=1e-6)

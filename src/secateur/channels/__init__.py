@@ -13,7 +13,7 @@ from secateur.channels.compaction import Compacted, compact, importance, shrink,
 from secateur.channels.fold import fold_constants
 from secateur.channels.graph import ChannelGraph, Group, Member
 from secateur.channels.surgery import Kept, replay
-from secateur.channels.widths import narrow, widths
+from secateur.channels.widths import longest, narrow, widths
 
 __all__ = [
     "ChannelGraph",
@@ -24,6 +24,7 @@ __all__ = [
     "compact",
     "fold_constants",
     "importance",
+    "longest",
     "narrow",
     "replay",
     "shrink",

@@ -29,6 +29,16 @@ def widths(small: nn.Module, model: nn.Module) -> str:
     return ";".join(entries) if any(entries) else ""
 
 
+def longest(model: nn.Module) -> int:
+    """Return the characters at most of :func:`widths` of a network once it is cut.
+
+    Args:
+        model: before; layers that are given a bias are not reckoned with.
+    """
+    pairs = (_sides(module) for _, module in _channeled(model))
+    return len(";".join(_text(sides) for sides in pairs))
+
+
 def narrow(model: nn.Module, text: str) -> nn.Module:
     """Make a network as wide as :func:`widths` says; the first channels stay, with their values.
 
@@ -78,7 +88,11 @@ def _entry(cut: nn.Module, whole: nn.Module) -> str:
     given = getattr(whole, "bias", None) is None and getattr(cut, "bias", None) is not None
     if _sides(cut) == _sides(whole) and not given:
         return ""
-    return ",".join(str(side) for side in _sides(cut) if side is not None) + "b" * given
+    return _text(_sides(cut)) + "b" * given
+
+
+def _text(sides: tuple[int | None, int]) -> str:
+    return ",".join(str(side) for side in sides if side is not None)
 
 
 def _first(name: str, kept: int, whole: int, groups: int) -> list[int]:

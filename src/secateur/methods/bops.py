@@ -13,7 +13,7 @@ from secateur.channels import ChannelGraph
 from secateur.channels.trace import evaluating
 from secateur.cost import inspect
 from secateur.gates import Gate, Gated
-from secateur.quantizers import Quantizer, input_quantizer, weight_quantizer
+from secateur.quantizers import FixedQuantizer, Quantizer, input_quantizer, weight_quantizer
 
 FULL_BITS = 32
 
@@ -59,6 +59,7 @@ class BopCount:
 
     def __init__(self, graph: ChannelGraph, products: Sequence[Product]) -> None:
         self.model, self.products = graph.model, products
+        self.layers = [graph.model.get_submodule(each.name) for each in products]
         self.classes = graph.count
         self.gates: Sequence[Gated] = ()
         self.dense = sum(each.macs for each in products) * FULL_BITS**2
@@ -96,7 +97,7 @@ class BopCount:
         """Return the BOPs as a share of the dense network's, a scalar with gradients."""
         kept = self.kept(lambda gate: gate.keep_prob())
         sides = self.sides(kept).prod(1)
-        bits = torch.stack([self._bits(product.name) for product in self.products])
+        bits = self.real_bits().to(sides).prod(1)
         return sides * self._macs @ bits / self.dense
 
     def sides(self, kept: Tensor) -> Tensor:
@@ -126,19 +127,18 @@ class BopCount:
     def widths(self) -> dict[str, tuple[int, int]]:
         """Return (weight bits, input bits) of every layer that multiplies, in whole bits."""
         found = {}
-        for product in self.products:
-            layer = self.model.get_submodule(product.name)
-            pair = (weight_quantizer(layer), input_quantizer(layer))
+        for product, layer in zip(self.products, self.layers, strict=True):
+            pair = _grids(layer)
             weights, inputs = (FULL_BITS if each is None else each.width for each in pair)
             found[product.name] = (weights, inputs)
         return found
 
-    def _bits(self, name: str) -> Tensor:
-        """Return weight bits x input bits of a layer."""
-        layer, product = self.model.get_submodule(name), self._shares.new_ones(())
-        for grid in (weight_quantizer(layer), input_quantizer(layer)):
-            product = product * (grid.bits() if isinstance(grid, Quantizer) else FULL_BITS)
-        return product
+    def real_bits(self) -> Tensor:
+        """Return weight bits and input bits of every product, ``(products, 2)`` with gradients."""
+        full = self._shares.new_tensor(float(FULL_BITS))
+        grids = (grid for layer in self.layers for grid in _grids(layer))
+        bits = [grid.bits() if isinstance(grid, Quantizer) else full for grid in grids]
+        return torch.stack(bits).view(-1, 2)
 
     def kept(self, of: Callable[[Gate], Tensor]) -> Tensor:
         """Return what a function says of the channels of each gate, by class; 1 without a gate."""
@@ -146,6 +146,10 @@ class BopCount:
         for gate, classes, _ in self.gates:
             kept = kept.index_put((classes.to(kept.device),), of(gate))
         return kept
+
+
+def _grids(layer: nn.Module) -> tuple[Quantizer | None, Quantizer | FixedQuantizer | None]:
+    return weight_quantizer(layer), input_quantizer(layer)
 
 
 def called(model: nn.Module, example_input: Tensor) -> set[str]:

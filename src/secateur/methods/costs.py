@@ -7,7 +7,7 @@ count, and straight-through stand-ins for them, which have gradients.
 
 from __future__ import annotations
 
-import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur import cost
-from secateur.channels import ChannelGraph
+from secateur.channels import ChannelGraph, longest
 from secateur.codec import Quantized, Storage, storage
 from secateur.codec.bits import varint
 from secateur.cost.energy import NODE, energy
@@ -25,12 +25,16 @@ from secateur.cost.node import load_node
 from secateur.gates import PORT
 from secateur.methods.bops import BopCount, Product
 from secateur.quantizers import weight_quantizer
+from secateur.quantizers.text import LAYERS
 
 COSTS: dict[str, type[Cost]] = {}
 """Kinds by the name that a budget uses."""
 
-GRID_BYTES = 20
-"""Bytes at most that a file says a layer's grid of inputs and its width in."""
+STEP_BYTES = 7
+"""Of the entry of a layer's step of inputs."""
+
+TEXTS = '"widths":"","activations":"",'
+"""What a file puts around its notes on channels and grids."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,13 @@ class Cost(ABC):
         """Return all of it, a scalar."""
         return self.layers(state).sum() + self.rest(state)
 
-    def measure(self, state: State) -> None:  # noqa: B027 - most costs have nothing to look at
-        """Look at the weights again, for costs that depend on their values."""
+    def measure(self, state: State, still: bool) -> None:  # noqa: B027 - most have nothing to see
+        """Look at the weights again, for costs that depend on their values.
+
+        Args:
+            state: of the network.
+            still: whether the weights are those of the last call.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was found when they were last looked at."""
@@ -175,9 +184,13 @@ class File(Cost):
         super().__init__(count, graph, overhead)
         self.sizes = _column(each.weights for each in count.products)
         self.ratio = torch.ones(len(count.products), dtype=torch.float64)
-        self.seen: dict[tuple[bytes, torch.Size, int], float] = {}
+        self.known: dict[tuple[int, int, bytes], float] = {}  # by row, bits and channels
         self.by_class = torch.zeros(count.classes, dtype=torch.float64)
-        self.fixed = float(overhead) + GRID_BYTES * len(count.products)
+        self.fixed = float(overhead) + len(TEXTS) + longest(graph.model)
+        self.fixed += sum(
+            isinstance(each, LAYERS) for each in graph.model.modules()
+        )  # one ";" each
+        self.fixed += STEP_BYTES * len(count.products)
         layers = {each.name for each in count.products}
         for name, module in graph.model.named_modules():
             for leaf, tensor in (
@@ -208,16 +221,23 @@ class File(Cost):
 
     def rest(self, state: State) -> Tensor:
         """Return the bytes of biases, norms and grids of what is open, and of the container."""
-        return self.by_class @ state.kept + self.fixed
+        digits = torch.floor(state.inputs.detach() * math.log10(2)) + 1
+        return self.by_class @ state.kept + self.fixed + (digits + 1).sum()  # as in s127
 
     @torch.no_grad()
-    def measure(self, state: State) -> None:
+    def measure(self, state: State, still: bool) -> None:
         """Encode all weights, without their closed channels."""
+        if not still:
+            self.known.clear()
         plain, kept = self._plain(state), state.kept.bool()
         for row, product in enumerate(self.count.products):
             if product.weights and float(plain[row]):
                 bits = round(float(state.weights[row]))
-                self.ratio[row] = self._bytes(product, kept, bits) / float(plain[row])
+                made, given = _among(kept, product.made), _among(kept, product.given)
+                key = row, bits, torch.cat([made, given]).numpy().tobytes()
+                if key not in self.known:
+                    self.known[key] = self._bytes(product, made, given, bits)
+                self.ratio[row] = self.known[key] / float(plain[row])
 
     def state_dict(self) -> dict[str, Any]:
         """Return bytes relative to bits, by layer, and of what was encoded at the start."""
@@ -228,33 +248,22 @@ class File(Cost):
         self.ratio.copy_(state["ratio"])
         self.fixed = state["fixed"]
 
-    def _bytes(self, product: Product, kept: Tensor, bits: int) -> float:
+    def _bytes(self, product: Product, made: Tensor, given: Tensor, bits: int) -> float:
+        """Return the bytes of an entry of what is left of a weight with these open channels."""
         layer = self.count.model.get_submodule(product.name)
         quantizer, weight = weight_quantizer(layer), layer.weight
         assert isinstance(weight, Tensor)
         step = torch.ones(()) if quantizer is None else quantizer.step.detach()
         live = (weight.detach() / step).cpu()
-        if product.made is not None and len(product.made) == len(live):
-            live = live[kept[product.made.cpu()]]
-        if product.given is not None and len(product.given) == live.shape[1]:
-            live = live[:, kept[product.given.cpu()]]
+        if len(made) == len(live):
+            live = live[made]
+        if len(given) == live.shape[1]:
+            live = live[:, given]
         if quantizer is None:
-            return self._encoded(live, cost.FULL_BITS)
+            return _entry(storage(live))
         by_row = step.numel() > 1 or hasattr(layer, PORT)  # whose multiplier its rows will take
-        size = self._encoded(live.round().to(torch.int16), bits)
-        return size + 4 * (len(live) if by_row else 1)
-
-    def _encoded(self, values: Tensor, bits: int) -> float:
-        """Return the bytes of an entry of levels, or of floats; what was seen is not encoded again.
-
-        It is known by its values: fused optimizers do not count up versions of tensors.
-        """
-        seen = hashlib.blake2b(values.contiguous().numpy().tobytes()).digest()
-        now = (seen, values.shape, bits)
-        if now not in self.seen:
-            levels = None if bits == cost.FULL_BITS else Quantized(values, 1.0, bits, zero=True)
-            self.seen[now] = _entry(storage(values.float(), levels))
-        return self.seen[now]
+        levels = Quantized(live.round().to(torch.int16), 1.0, bits, zero=True)
+        return _entry(storage(levels.levels.float(), levels)) + 4 * (len(live) if by_row else 1)
 
 
 def dense_costs(model: nn.Module, example_input: Tensor) -> Mapping[str, float]:
@@ -266,6 +275,11 @@ def _entry(size: Storage) -> float:
     """Return the bytes of an entry of a packed file: a record behind its length."""
     record = size.total // 8
     return record + len(varint(record))
+
+
+def _among(kept: Tensor, classes: Tensor | None) -> Tensor:
+    """Return which channels of a layer's side are open; none where they do not count."""
+    return kept[:0] if classes is None else kept[classes.cpu()]
 
 
 def _column(values: Iterable[float]) -> Tensor:

@@ -265,7 +265,8 @@ class DJPQ(Method):
         knobs = knobs_of(self.model, self.gates, self.positions)
         if self.budgets:
             assert self.loss is not None
-            Landing(knobs, self.ledger.now, self.loss).land()
+            self.ledger.now()
+            Landing(knobs, lambda: self.ledger.now(still=True), self.loss).land()
 
     def penalty(self) -> Tensor:
         """Return beta sum KL + gamma BOP / BOP_fp32, or what holds the search to its path."""

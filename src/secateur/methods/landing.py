@@ -171,7 +171,14 @@ class Landing:
         if found < 0:
             return False
         self._take(found, by)
+        while self.moved[found] and self._goes_on(found, by):  # its block was measured as one
+            self._take(found, by)
         return True
+
+    def _goes_on(self, number: int, by: int) -> bool:
+        """Tell whether one more step of a knob is possible, and needed or fits."""
+        after = self._tried(number, by)
+        return after is not None and (self.excess() if by < 0 else -after) > 0
 
     def _take(self, number: int, by: int) -> None:
         self.knobs[number].move(by)

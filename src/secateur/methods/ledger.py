@@ -13,7 +13,6 @@ from secateur.gates import Gate
 from secateur.methods.bops import FULL_BITS, BopCount
 from secateur.methods.costs import Cost, State
 from secateur.methods.pressure import straight_through
-from secateur.quantizers import Quantizer, input_quantizer, weight_quantizer
 
 
 class Ledger:
@@ -32,8 +31,7 @@ class Ledger:
 
     def state(self) -> State:
         """Return whole bits and open channels as they are now."""
-        pairs = [self.count.widths()[product.name] for product in self.count.products]
-        bits = torch.tensor(pairs, dtype=torch.float64).view(-1, 2)
+        bits = torch.tensor(list(self.count.widths().values()), dtype=torch.float64).view(-1, 2)
         kept = self.count.kept(lambda gate: gate.open().float()).detach().double().cpu()
         return State(bits[:, 0], bits[:, 1], kept)
 
@@ -48,21 +46,12 @@ class Ledger:
             whole = gate.open().to(gate.factor)
             return straight_through(whole, torch.sigmoid(gate.certainty() / softness))
 
-        whole, bits = self.state(), self._real_bits()
+        whole, bits = self.state(), self.count.real_bits().double().cpu()
         return State(
             straight_through(whole.weights, bits[:, 0]),
             straight_through(whole.inputs, bits[:, 1]),
             self.count.kept(smooth).double().cpu(),
         )
-
-    def _real_bits(self) -> Tensor:
-        rows = []
-        for product in self.count.products:
-            layer = self.count.model.get_submodule(product.name)
-            for grid in (weight_quantizer(layer), input_quantizer(layer)):
-                real = grid.bits() if isinstance(grid, Quantizer) else torch.tensor(FULL_BITS)
-                rows.append(real.double().cpu())
-        return torch.stack(rows).view(-1, 2)
 
     def least(self, positions: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> State:
         """Return the fewest bits and channels that the network can have.
@@ -90,11 +79,15 @@ class Ledger:
         return torch.stack(logs).max()
 
     @torch.no_grad()
-    def now(self) -> float:
-        """Return the excess of the network as it is, its weights looked at again."""
+    def now(self, still: bool = False) -> float:
+        """Return the excess of the network as it is.
+
+        Args:
+            still: whether its weights are those of the last call, and need no second look.
+        """
         state = self.state()
         for each in self.costs.values():
-            each.measure(state)
+            each.measure(state, still)
         return float(self.excess(state))
 
     def require(self, least: State) -> None:
