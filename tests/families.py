@@ -108,4 +108,4 @@ def djpq(model: nn.Module, images: Tensor) -> Done:
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference in units of the largest value that is expected."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float(((found - expected).abs().max() / expected.abs().max()).detach())

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -175,7 +176,8 @@ class Energy(Cost):
 class File(Cost):
     """Bytes of the packed file.
 
-    Levels take what the codec makes of them now, relative to their bits; :meth:`measure` asks it.
+    Levels take what the codec makes of them now, relative to what equally frequent ones would take;
+    :meth:`measure` asks it.
     """
 
     name = "file"
@@ -187,10 +189,8 @@ class File(Cost):
         self.known: dict[tuple[int, int, bytes], float] = {}  # by row, bits and channels
         self.by_class = torch.zeros(count.classes, dtype=torch.float64)
         self.fixed = float(overhead) + len(TEXTS) + longest(graph.model)
-        self.fixed += sum(
-            isinstance(each, LAYERS) for each in graph.model.modules()
-        )  # one ";" each
-        self.fixed += STEP_BYTES * len(count.products)
+        notes = sum(isinstance(each, LAYERS) for each in graph.model.modules())  # and a ";" of each
+        self.fixed += notes + STEP_BYTES * len(count.products)
         layers = {each.name for each in count.products}
         for name, module in graph.model.named_modules():
             for leaf, tensor in (
@@ -212,12 +212,25 @@ class File(Cost):
 
     def layers(self, state: State) -> Tensor:
         """Return the bytes of each weight's entry."""
-        return self._plain(state) * self.ratio
+        _, made = self._open(state)
+        return self._plain(state) * self.ratio + 4 * (self.rows * made).clamp_min(1)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Rows of each weight that have a step of their own, once gates and grids are there."""
+        return _column(self._own_steps(each) for each in self.count.layers)
+
+    @staticmethod
+    def _own_steps(layer: nn.Module) -> int:
+        """Count them: by channel, or since a row takes the multiplier of its gate."""
+        quantizer = weight_quantizer(layer)
+        several = quantizer is not None and (quantizer.by_channel or hasattr(layer, PORT))
+        return len(layer.weight) if several else 0  # type: ignore[arg-type]
 
     def _plain(self, state: State) -> Tensor:
-        """Return the bytes of all levels at their bits."""
+        """Return the bytes of all levels, one as frequent as another: -1, 0, 1 at 2 bits."""
         given, made = self._open(state)
-        return self.sizes * given * made * state.weights / 8
+        return self.sizes * given * made * torch.log2(torch.exp2(state.weights) - 1) / 8
 
     def rest(self, state: State) -> Tensor:
         """Return the bytes of biases, norms and grids of what is open, and of the container."""
@@ -249,7 +262,7 @@ class File(Cost):
         self.fixed = state["fixed"]
 
     def _bytes(self, product: Product, made: Tensor, given: Tensor, bits: int) -> float:
-        """Return the bytes of an entry of what is left of a weight with these open channels."""
+        """Return the bytes of what is left of a weight with these open channels, without steps."""
         layer = self.count.model.get_submodule(product.name)
         quantizer, weight = weight_quantizer(layer), layer.weight
         assert isinstance(weight, Tensor)
@@ -261,9 +274,8 @@ class File(Cost):
             live = live[:, given]
         if quantizer is None:
             return _entry(storage(live))
-        by_row = step.numel() > 1 or hasattr(layer, PORT)  # whose multiplier its rows will take
         levels = Quantized(live.round().to(torch.int16), 1.0, bits, zero=True)
-        return _entry(storage(levels.levels.float(), levels)) + 4 * (len(live) if by_row else 1)
+        return _entry(storage(levels.levels.float(), levels))
 
 
 def dense_costs(model: nn.Module, example_input: Tensor) -> Mapping[str, float]:

@@ -247,7 +247,8 @@ class DJPQ(Method):
         """Start the search for a budget, or land on it and freeze.
 
         Raises:
-            RecipeError: there is a budget and no loss to measure steps by.
+            RecipeError: there is a budget and no loss to measure steps by, or one of the file
+                turns out to be below what these weights can be coded in.
         """
         if self.budgets and self.loss is None:
             raise RecipeError(
@@ -266,7 +267,8 @@ class DJPQ(Method):
         if self.budgets:
             assert self.loss is not None
             self.ledger.now()
-            Landing(knobs, lambda: self.ledger.now(still=True), self.loss).land()
+            if not Landing(knobs, lambda: self.ledger.now(still=True), self.loss).land():
+                self.ledger.require(self.ledger.state())
 
     def penalty(self) -> Tensor:
         """Return beta sum KL + gamma BOP / BOP_fp32, or what holds the search to its path."""
