@@ -224,7 +224,9 @@ class File(Cost):
     def _own_steps(layer: nn.Module) -> int:
         """Count them: by channel, or since a row takes the multiplier of its gate."""
         quantizer = weight_quantizer(layer)
-        several = quantizer is not None and (quantizer.by_channel or hasattr(layer, PORT))
+        several = quantizer is not None and (
+            quantizer.log2_limit.numel() > 1 or hasattr(layer, PORT)
+        )
         return len(layer.weight) if several else 0  # type: ignore[arg-type]
 
     def _plain(self, state: State) -> Tensor:

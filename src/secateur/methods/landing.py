@@ -9,7 +9,7 @@ that has moved; costs are counted exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,16 @@ BLOCKS = 16
 LEAST_GAIN = 1e-3
 """Of the log of what is spent, by a pair of steps."""
 
-REACH, TRIED = 8, 32
-"""Steps down at most that make room for one up, and pairs of them that are tried."""
+REACH, TRIED, LOWERED = 8, 32, 4
+"""Steps down at most that make room for one up, pairs of them that are tried, and how many of those
+with a third knob."""
 
 LEAST_RISE = 1e-6
 """Loss that a step counts for at least, so that cheap steps are told apart by their cost."""
+
+
+Trade = tuple[tuple[int, int], ...]
+"""Knobs by number, each with how far it moves."""
 
 
 @dataclass
@@ -136,6 +141,7 @@ class Landing:
                 return False
         while self.excess() < math.log(SPENT) and (self._step(1) or self._exchange()):
             pass
+        self.excess()  # costs are measured as they are, not as they were tried
         return True
 
     def _rise(self, number: int, by: int) -> float:
@@ -189,26 +195,38 @@ class Landing:
             self.rises.pop((number, -by), None)
 
     def _exchange(self) -> bool:
-        """Move one knob up and another down, as far as it takes, so that more is spent than now.
+        """Move one knob up and others down, as far as it takes, so that more is spent than now.
 
-        Logs of costs are added up to find pairs that should do, and the best are tried.
+        Logs of costs are added up to find pairs that should do, and the best are tried. Where all
+        of these end above a limit, since costs are no sums of logs, one more knob goes down.
         """
-        now, best, found = self.excess(), LEAST_GAIN, None
+        now = self.excess()
         room = math.log(SPENT) - now
-        for pair in self._pairs(now, room):
-            after = self._paired(*pair)
-            if after <= 0 and min(after - now, room) > best:
-                best, found = min(after - now, room), pair
-        if found is None:
-            return False
-        up, down, steps = found
-        self._take(up, 1)
-        for _ in range(steps):
-            self._take(down, -1)
-        return True
+        pairs = self._pairs(now, room)
+        trade = self._best(pairs, now) or self._best(map(self._lowered, pairs[:LOWERED]), now)
+        for number, by in trade or ():
+            for _ in range(abs(by)):
+                self._take(number, 1 if by > 0 else -1)
+        return trade is not None
 
-    def _pairs(self, now: float, room: float) -> list[tuple[int, int, int]]:
-        """Return (knob up, knob down, steps down), the most promising first."""
+    def _best(self, trades: Iterable[Trade], now: float) -> Trade | None:
+        """Return the trade that spends the most and fits, up to what is worth spending."""
+        best, found = LEAST_GAIN, None
+        for trade in trades:
+            after = self._after(trade)
+            if after <= 0 and (gain := min(after, math.log(SPENT)) - now) > best:
+                best, found = gain, trade
+        return found
+
+    def _lowered(self, trade: Trade) -> Trade:
+        """Return a trade with one more knob down, as little as it takes to fit."""
+        others = set(range(len(self.knobs))) - {number for number, _ in trade}
+        longer = [(*trade, (each, -steps)) for each in others for steps in range(1, REACH + 1)]
+        found = [(after, each) for each in longer if (after := self._after(each)) <= 0]
+        return max(found, default=(0.0, trade))[1]
+
+    def _pairs(self, now: float, room: float) -> list[Trade]:
+        """Return trades of one knob up and one down, the most promising first."""
         numbers = range(len(self.knobs))
         raised = [(each, self._tried(each, 1)) for each in numbers]
         lowered = [
@@ -217,19 +235,18 @@ class Landing:
             for steps in range(1, REACH + 1)
             if (after := self._tried(each, -steps)) is not None
         ]
-        gains = {
-            (up, down, steps): high + low - 2 * now
+        gains: dict[Trade, float] = {
+            ((up, 1), (down, -steps)): high + low - 2 * now
             for up, high in raised
             for down, steps, low in lowered
             if high is not None and up != down and LEAST_GAIN < high + low - 2 * now <= -now
         }
         return sorted(gains, key=lambda pair: (-min(gains[pair], room), gains[pair]))[:TRIED]
 
-    def _paired(self, up: int, down: int, steps: int) -> float:
-        """Return the excess with one knob up and another down."""
-        self.knobs[up].move(1)
-        self.knobs[down].move(-steps)
-        after = self.excess()
-        self.knobs[down].move(steps)
-        self.knobs[up].move(-1)
+    def _after(self, trade: Trade) -> float:
+        """Return the excess after a trade; infinity if it cannot be."""
+        done = [(number, by) for number, by in trade if self.knobs[number].move(by)]
+        after = self.excess() if len(done) == len(trade) else math.inf
+        for number, by in reversed(done):
+            self.knobs[number].move(-by)
         return after
