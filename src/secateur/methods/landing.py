@@ -3,7 +3,8 @@
 While a limit is exceeded, the step down goes that costs the least loss per log of cost. Then, as
 long as one fits, the step up that saves the most. What is left over is spent by pairs of a step up
 and steps down. Losses are measured on calibration data, each step alone, and again for the item
-that has moved; costs are counted exactly.
+that has moved. Costs are counted exactly where the network is; of a step that is only thought of,
+a guess will do, since encoding the weights of a layer takes long.
 """
 
 from __future__ import annotations
@@ -117,13 +118,18 @@ class Landing:
     Args:
         knobs: all that can be moved; their network is changed in place.
         excess: the largest log(cost / limit).
+        guess: the same near where it was last asked for, at little cost.
         loss: of the network on calibration data, in evaluation mode.
     """
 
     def __init__(
-        self, knobs: Sequence[Knob], excess: Callable[[], float], loss: Callable[[], float]
+        self,
+        knobs: Sequence[Knob],
+        excess: Callable[[], float],
+        guess: Callable[[], float],
+        loss: Callable[[], float],
     ) -> None:
-        self.knobs, self.excess, self.loss = knobs, excess, loss
+        self.knobs, self.excess, self.guess, self.loss = knobs, excess, guess, loss
         self.rises: dict[tuple[int, int], float] = {}
         self.moved = [0] * len(knobs)  # since the loss was measured
         self.now: float | None = None
@@ -150,62 +156,64 @@ class Landing:
         return self.rises[number, by]
 
     def _tried(self, number: int, by: int) -> float | None:
-        """Return the excess if one knob moved; None if it cannot."""
+        """Return a guess of the excess if one knob moved; None if it cannot."""
         if not self.knobs[number].move(by):
             return None
-        after = self.excess()
+        after = self.guess()
         self.knobs[number].move(-by)
         return after
 
     def _step(self, by: int) -> bool:
         """Take the step down of least loss, or the step up of most gain that fits, per log."""
-        now, best, found = self.excess(), math.inf, -1
+        now, prices = self.excess(), {}
         for number in range(len(self.knobs)):
             after = self._tried(number, by)
             if after is None or not by * (after - now) > 0 or (by > 0 and after > 0):
                 continue
             rise = self._rise(number, by)
-            price = max(rise, LEAST_RISE) / (now - after) if by < 0 else rise / (after - now)
-            if price < best:
-                best, found = price, number
-        if found < 0:
+            prices[number] = (
+                max(rise, LEAST_RISE) / (now - after) if by < 0 else rise / (after - now)
+            )
+        ends = (now, 0.0) if by > 0 else (-math.inf, math.inf)
+        for number in sorted(prices, key=lambda each: prices[each]):
+            if self._take({number: by}, *ends):
+                while self.moved[number] and (by > 0 or self.excess() > 0):
+                    if not self._take({number: by}, *ends):  # its block was measured as one
+                        break
+                return True
+        return False
+
+    def _take(self, steps: Mapping[int, int], above: float, most: float) -> bool:
+        """Move knobs, if that ends above one excess and not above another; say whether it does."""
+        if not all(self.knobs[number].move(by) for number, by in steps.items()):
             return False
-        self._take(found, by)
-        while self.moved[found] and self._goes_on(found, by):  # its block was measured as one
-            self._take(found, by)
+        if not above < self.excess() <= most:
+            for number, by in steps.items():
+                self.knobs[number].move(-by)
+            return False
+        for number, by in steps.items():
+            self.moved[number] += abs(by)
+            if self.moved[number] >= self.knobs[number].block:
+                self.moved[number], self.now = 0, None
+                self.rises.pop((number, 1), None)
+                self.rises.pop((number, -1), None)
         return True
-
-    def _goes_on(self, number: int, by: int) -> bool:
-        """Tell whether one more step of a knob is possible, and needed or fits."""
-        after = self._tried(number, by)
-        return after is not None and (self.excess() if by < 0 else -after) > 0
-
-    def _take(self, number: int, by: int) -> None:
-        self.knobs[number].move(by)
-        self.moved[number] += 1
-        if self.moved[number] >= self.knobs[number].block:
-            self.moved[number], self.now = 0, None
-            self.rises.pop((number, by), None)
-            self.rises.pop((number, -by), None)
 
     def _exchange(self) -> bool:
         """Move one knob up and another down, as far as it takes, so that more is spent than now.
 
         Logs of costs are added up to find pairs that should do, and the best are tried.
         """
-        now, best, found = self.excess(), LEAST_GAIN, None
+        now, gains = self.excess(), {}
         room = math.log(SPENT) - now
         for pair in self._pairs(now, room):
             after = self._paired(*pair)
-            if after <= 0 and min(after - now, room) > best:
-                best, found = min(after - now, room), pair
-        if found is None:
-            return False
-        up, down, steps = found
-        self._take(up, 1)
-        for _ in range(steps):
-            self._take(down, -1)
-        return True
+            if after <= 0 and min(after - now, room) > LEAST_GAIN:
+                gains[pair] = min(after - now, room)
+        return any(
+            self._take({up: 1, down: -steps}, now + LEAST_GAIN, 0.0)
+            for up, down, steps in sorted(gains, key=lambda pair: -gains[pair])
+        )
 
     def _pairs(self, now: float, room: float) -> list[tuple[int, int, int]]:
         """Return (knob up, knob down, steps down), the most promising first."""
@@ -226,10 +234,10 @@ class Landing:
         return sorted(gains, key=lambda pair: (-min(gains[pair], room), gains[pair]))[:TRIED]
 
     def _paired(self, up: int, down: int, steps: int) -> float:
-        """Return the excess with one knob up and another down."""
+        """Return a guess of the excess with one knob up and another down."""
         self.knobs[up].move(1)
         self.knobs[down].move(-steps)
-        after = self.excess()
+        after = self.guess()
         self.knobs[down].move(steps)
         self.knobs[up].move(-1)
         return after
