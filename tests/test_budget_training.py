@@ -196,9 +196,16 @@ def test_landing_never_exceeds_and_spends_what_can_be_spent(draw: st.DataObject)
     def total(positions: Any) -> float:
         return sum(cost * (each + 1) for cost, each in zip(costs, positions, strict=True))
 
+    slope, seen = draw.draw(st.floats(0.8, 1.0)), [0.0]
+
+    def excess() -> float:
+        seen[0] = math.log(total(at) / limit)
+        return seen[0]
+
     landing = Landing(
         knobs,
-        lambda: math.log(total(at) / limit),
+        excess,
+        lambda: seen[0] + slope * (math.log(total(at) / limit) - seen[0]),
         lambda: -sum(w * each for w, each in zip(worth, at, strict=True)),
     )
     possible = total([0] * count) <= limit

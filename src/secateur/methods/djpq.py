@@ -24,6 +24,7 @@ the paper, which tunes gamma.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -267,7 +268,8 @@ class DJPQ(Method):
         if self.budgets:
             assert self.loss is not None
             self.ledger.now()
-            if not Landing(knobs, lambda: self.ledger.now(still=True), self.loss).land():
+            exact = functools.partial(self.ledger.now, still=True)
+            if not Landing(knobs, exact, self.ledger.guess, self.loss).land():
                 self.ledger.require(self.ledger.state())
 
     def penalty(self) -> Tensor:

@@ -3,7 +3,8 @@
 While a limit is exceeded, the step down goes that costs the least loss per log of cost. Then, as
 long as one fits, the step up that saves the most. What is left over is spent by pairs of a step up
 and steps down. Losses are measured on calibration data, each step alone, and again for the item
-that has moved; costs are counted exactly.
+that has moved. Costs are counted exactly where the network is; of a step that is only thought of,
+a guess will do, since encoding the weights of a layer takes long.
 """
 
 from __future__ import annotations
@@ -122,13 +123,18 @@ class Landing:
     Args:
         knobs: all that can be moved; their network is changed in place.
         excess: the largest log(cost / limit).
+        guess: the same near where it was last asked for, at little cost.
         loss: of the network on calibration data, in evaluation mode.
     """
 
     def __init__(
-        self, knobs: Sequence[Knob], excess: Callable[[], float], loss: Callable[[], float]
+        self,
+        knobs: Sequence[Knob],
+        excess: Callable[[], float],
+        guess: Callable[[], float],
+        loss: Callable[[], float],
     ) -> None:
-        self.knobs, self.excess, self.loss = knobs, excess, loss
+        self.knobs, self.excess, self.guess, self.loss = knobs, excess, guess, loss
         self.rises: dict[tuple[int, int], float] = {}
         self.moved = [0] * len(knobs)  # since the loss was measured
         self.now: float | None = None
@@ -156,43 +162,48 @@ class Landing:
         return self.rises[number, by]
 
     def _tried(self, number: int, by: int) -> float | None:
-        """Return the excess if one knob moved; None if it cannot."""
+        """Return a guess of the excess if one knob moved; None if it cannot."""
         if not self.knobs[number].move(by):
             return None
-        after = self.excess()
+        after = self.guess()
         self.knobs[number].move(-by)
         return after
 
     def _step(self, by: int) -> bool:
         """Take the step down of least loss, or the step up of most gain that fits, per log."""
-        now, best, found = self.excess(), math.inf, -1
+        now, prices = self.excess(), {}
         for number in range(len(self.knobs)):
             after = self._tried(number, by)
             if after is None or not by * (after - now) > 0 or (by > 0 and after > 0):
                 continue
             rise = self._rise(number, by)
-            price = max(rise, LEAST_RISE) / (now - after) if by < 0 else rise / (after - now)
-            if price < best:
-                best, found = price, number
-        if found < 0:
+            prices[number] = (
+                max(rise, LEAST_RISE) / (now - after) if by < 0 else rise / (after - now)
+            )
+        ends = (now, 0.0) if by > 0 else (-math.inf, math.inf)
+        for number in sorted(prices, key=lambda each: prices[each]):
+            if self._take({number: by}, *ends):
+                while self.moved[number] and (by > 0 or self.excess() > 0):
+                    if not self._take({number: by}, *ends):  # its block was measured as one
+                        break
+                return True
+        return False
+
+    def _take(self, steps: Mapping[int, int], above: float, most: float) -> bool:
+        """Move knobs, if that ends above one excess and not above another; say whether it does."""
+        if not all(self.knobs[number].move(by) for number, by in steps.items()):
             return False
-        self._take(found, by)
-        while self.moved[found] and self._goes_on(found, by):  # its block was measured as one
-            self._take(found, by)
+        if not above < self.excess() <= most:
+            for number, by in steps.items():
+                self.knobs[number].move(-by)
+            return False
+        for number, by in steps.items():
+            self.moved[number] += abs(by)
+            if self.moved[number] >= self.knobs[number].block:
+                self.moved[number], self.now = 0, None
+                self.rises.pop((number, 1), None)
+                self.rises.pop((number, -1), None)
         return True
-
-    def _goes_on(self, number: int, by: int) -> bool:
-        """Tell whether one more step of a knob is possible, and needed or fits."""
-        after = self._tried(number, by)
-        return after is not None and (self.excess() if by < 0 else -after) > 0
-
-    def _take(self, number: int, by: int) -> None:
-        self.knobs[number].move(by)
-        self.moved[number] += 1
-        if self.moved[number] >= self.knobs[number].block:
-            self.moved[number], self.now = 0, None
-            self.rises.pop((number, by), None)
-            self.rises.pop((number, -by), None)
 
     def _exchange(self) -> bool:
         """Move one knob up and others down, as far as it takes, so that more is spent than now.
@@ -201,29 +212,35 @@ class Landing:
         of these end above a limit, since costs are no sums of logs, one more knob goes down.
         """
         now = self.excess()
-        room = math.log(SPENT) - now
-        pairs = self._pairs(now, room)
-        trade = self._best(pairs, now) or self._best(map(self._lowered, pairs[:LOWERED]), now)
-        for number, by in trade or ():
-            for _ in range(abs(by)):
-                self._take(number, 1 if by > 0 else -1)
-        return trade is not None
+        pairs = self._pairs(now, math.log(SPENT) - now)
+        return self._trade(pairs, now) or self._trade(map(self._lowered, pairs[:LOWERED]), now)
 
-    def _best(self, trades: Iterable[Trade], now: float) -> Trade | None:
-        """Return the trade that spends the most and fits, up to what is worth spending."""
-        best, found = LEAST_GAIN, None
+    def _trade(self, trades: Iterable[Trade], now: float) -> bool:
+        """Take the trade that spends the most and fits, up to what is worth spending."""
+        gains = {}
         for trade in trades:
             after = self._after(trade)
-            if after <= 0 and (gain := min(after, math.log(SPENT)) - now) > best:
-                best, found = gain, trade
-        return found
+            gain = min(after, math.log(SPENT)) - now
+            if after <= 0 and gain > LEAST_GAIN:
+                gains[trade] = gain
+        best = sorted(gains, key=lambda trade: -gains[trade])
+        return any(self._take(dict(trade), now + LEAST_GAIN, 0.0) for trade in best)
 
     def _lowered(self, trade: Trade) -> Trade:
         """Return a trade with one more knob down, as little as it takes to fit."""
-        others = set(range(len(self.knobs))) - {number for number, _ in trade}
-        longer = [(*trade, (each, -steps)) for each in others for steps in range(1, REACH + 1)]
-        found = [(after, each) for each in longer if (after := self._after(each)) <= 0]
-        return max(found, default=(0.0, trade))[1]
+        moved = [number for number, by in trade if self.knobs[number].move(by)]
+        self.excess()  # guesses count from here
+        others = set(range(len(self.knobs))) - set(moved)
+        found = [
+            (after, (each, -steps))
+            for each in others
+            for steps in range(1, REACH + 1)
+            if (after := self._tried(each, -steps)) is not None and after <= 0
+        ]
+        for number, by in trade:
+            if number in moved:
+                self.knobs[number].move(-by)
+        return (*trade, max(found)[1]) if found else trade
 
     def _pairs(self, now: float, room: float) -> list[Trade]:
         """Return trades of one knob up and one down, the most promising first."""
@@ -244,9 +261,9 @@ class Landing:
         return sorted(gains, key=lambda pair: (-min(gains[pair], room), gains[pair]))[:TRIED]
 
     def _after(self, trade: Trade) -> float:
-        """Return the excess after a trade; infinity if it cannot be."""
+        """Return a guess of the excess after a trade; infinity if it cannot be."""
         done = [(number, by) for number, by in trade if self.knobs[number].move(by)]
-        after = self.excess() if len(done) == len(trade) else math.inf
+        after = self.guess() if len(done) == len(trade) else math.inf
         for number, by in reversed(done):
             self.knobs[number].move(-by)
         return after

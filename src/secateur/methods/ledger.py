@@ -79,6 +79,11 @@ class Ledger:
         return torch.stack(logs).max()
 
     @torch.no_grad()
+    def guess(self) -> float:
+        """Return the excess of the network by what :meth:`now` has found of its weights."""
+        return float(self.excess(self.state()))
+
+    @torch.no_grad()
     def now(self, still: bool = False) -> float:
         """Return the excess of the network as it is.
 
