@@ -191,10 +191,9 @@ class Landing:
 
     def _take(self, steps: Mapping[int, int], above: float, most: float) -> bool:
         """Move knobs, if that ends above one excess and not above another; say whether it does."""
-        if not all(self.knobs[number].move(by) for number, by in steps.items()):
-            return False
-        if not above < self.excess() <= most:
-            for number, by in steps.items():
+        done = [(number, by) for number, by in steps.items() if self.knobs[number].move(by)]
+        if len(done) < len(steps) or not above < self.excess() <= most:
+            for number, by in done:
                 self.knobs[number].move(-by)
             return False
         for number, by in steps.items():

@@ -27,8 +27,8 @@ class Quantizer(nn.Module):
 
     Step d, range q and power t are the parameters (DJPQ, Wang, Lu & Blankevoort, arXiv 2007.10463).
     Trained are t and the base-2 logarithms of q and of d / q^t, so that what presses on bits moves
-    the step alone: with d itself it would clip as many values as it coarsens, which no loss of a
-    short search makes up for. Bits follow from them,
+    the step alone: with d itself it would lower the range by as much as it raises the step. Bits
+    follow from them,
 
         b = log2(q^t / d + 1) + 1,  one less for an unsigned grid,
 
