@@ -27,6 +27,7 @@ from secateur.cli.shared import (
     print_json,
 )
 from secateur.errors import SecateurError
+from secateur.memory import keep_freed
 
 # Threads that wait by spinning starve each other on a shared machine. OpenMP reads this once, when
 # torch is first imported.
@@ -101,6 +102,7 @@ def secateur(
     ] = False,
 ) -> None:
     """Make a trained PyTorch network really smaller by joint pruning and quantization."""
+    keep_freed()
 
 
 @app.command(

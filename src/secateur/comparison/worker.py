@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from secateur.memory import keep_freed
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -44,6 +46,7 @@ def work(sealed: list[Any], threads: int, folder: str, board: Any) -> str | None
         None, or why it failed.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed()
     os.chdir(folder)
     import ray
 
