@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import secateur as sc
-from secateur.course import Course, over
+from secateur.course import Course, over, unspent
 from secateur.engine.trainer import Trainer
 from secateur.errors import RecipeError
 from tiny import digits_network, digits_task
@@ -57,6 +57,26 @@ def test_only_the_last_budget_of_the_file_counts() -> None:
     (note,) = over(1250, stages)
     assert "1,250 bytes" in note
     assert "{file: 800}" in note
+
+
+def test_a_budget_that_is_met_in_training_is_said_to_have_room() -> None:
+    def trained(**shares: float) -> dict[str, Any]:
+        return {"budget": dict.fromkeys(shares, 1), "by": "training", "spent": shares}
+
+    by_size = {"budget": {"file": 9}, "by": "magnitude", "limit": 9}
+    assert unspent([trained(bops=0.5, file=0.971), by_size]) == []
+    (note,) = unspent([trained(bops=0.5, file=0.25)])
+    assert note.startswith("budget.bops: 50.0% of it")
+
+
+def test_a_run_says_that_nothing_was_left_to_spend_a_budget_on(tmp_path: Path) -> None:
+    stage = {"method": "djpq", "gates": "none", "bits": 4, "budget": {"bops": "2x"}}
+    stage |= {"epochs": 1, "tune_epochs": 1}
+    found = sc.compress(digits_task(), {"train": TRAIN, "stages": [stage]}, out=tmp_path).report
+    # 4-bit weights and at most 16-bit inputs are 16 times fewer bit operations than 32 x 32
+    (allocation,) = found["allocations"]
+    (note,) = [each for each in found["notes"] if each.startswith("budget.bops")]
+    assert f"{allocation['spent']['bops']:.1%} of it is used" in note
 
 
 def test_two_budgets_with_a_cut_between_and_a_restart(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from secateur import data
 from secateur.artifact import onnx
 from secateur.attention import separate
-from secateur.course import Course, over
+from secateur.course import Course, over, unspent
 from secateur.data import InMemory
 from secateur.engine import checkpoint
 from secateur.engine.evaluate import outputs
@@ -142,6 +142,7 @@ def compress(
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
         report["allocations"] = course.spent()
         report["notes"] += over(report["storage"]["file"]["packed"], report["allocations"])
+        report["notes"] += unspent(report["allocations"])
         report["seconds"] = trainer.earlier + time.perf_counter() - started
         _publish(report, folder, console)
     accelerator.wait_for_everyone()

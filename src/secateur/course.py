@@ -36,6 +36,9 @@ from secateur.task import Task
 REACHED = "reached.safetensors"
 """The network of the last stage that met the floor."""
 
+ROOM = 0.03
+"""Share of a budget that a network met in training may leave without a word."""
+
 
 @dataclass
 class Course:
@@ -295,3 +298,22 @@ def over(size: int, allocations: Iterable[Mapping[str, Any]]) -> list[str]:
         "moved indices and levels since it was distributed; "
         f"budget: {{file: {int(limits[-1] ** 2 / size)}}} leaves room for that"
     ]
+
+
+def unspent(allocations: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Say which budgets that training was to meet have room that nothing could fill.
+
+    Args:
+        allocations: of the stages, in order (:meth:`Course.spent`).
+    """
+    notes = []
+    for each in allocations:
+        shares = each.get("spent", {}) if each["by"] == "training" else {}
+        kind = max(shares, key=shares.__getitem__, default=None)
+        if kind is not None and shares[kind] < 1 - ROOM:
+            notes.append(
+                f"budget.{kind}: {shares[kind]:.1%} of it is used: no bit and no channel that the "
+                "network may have fits into the rest; with more bits to start from (bits, "
+                "activation_bits of the stage) there is more to spend it on"
+            )
+    return notes

@@ -161,20 +161,12 @@ class Landing:
             knob.move(-by * far)
         return self.rises[number, by]
 
-    def _tried(self, number: int, by: int) -> float | None:
-        """Return a guess of the excess if one knob moved; None if it cannot."""
-        if not self.knobs[number].move(by):
-            return None
-        after = self.guess()
-        self.knobs[number].move(-by)
-        return after
-
     def _step(self, by: int) -> bool:
         """Take the step down of least loss, or the step up of most gain that fits, per log."""
         now, prices = self.excess(), {}
         for number in range(len(self.knobs)):
-            after = self._tried(number, by)
-            if after is None or not by * (after - now) > 0 or (by > 0 and after > 0):
+            after = self._after((number, by))
+            if not by * (after - now) > 0 or (by > 0 and after > 0):
                 continue
             rise = self._rise(number, by)
             prices[number] = (
@@ -182,21 +174,34 @@ class Landing:
             )
         ends = (now, 0.0) if by > 0 else (-math.inf, math.inf)
         for number in sorted(prices, key=lambda each: prices[each]):
-            if self._take({number: by}, *ends):
+            step = ((number, by),)
+            if self._take(step, *ends):
                 while self.moved[number] and (by > 0 or self.excess() > 0):
-                    if not self._take({number: by}, *ends):  # its block was measured as one
+                    if not self._take(step, *ends):  # its block was measured as one
                         break
                 return True
         return False
 
-    def _take(self, steps: Mapping[int, int], above: float, most: float) -> bool:
+    def _move(self, trade: Trade) -> bool:
+        """Move knobs, all or none; say whether all can be."""
+        for done, (number, by) in enumerate(trade):
+            if not self.knobs[number].move(by):
+                self._undo(trade[:done])
+                return False
+        return True
+
+    def _undo(self, trade: Trade) -> None:
+        for number, by in reversed(trade):
+            self.knobs[number].move(-by)
+
+    def _take(self, trade: Trade, above: float, most: float) -> bool:
         """Move knobs, if that ends above one excess and not above another; say whether it does."""
-        done = [(number, by) for number, by in steps.items() if self.knobs[number].move(by)]
-        if len(done) < len(steps) or not above < self.excess() <= most:
-            for number, by in done:
-                self.knobs[number].move(-by)
+        if not self._move(trade):
             return False
-        for number, by in steps.items():
+        if not above < self.excess() <= most:
+            self._undo(trade)
+            return False
+        for number, by in trade:
             self.moved[number] += abs(by)
             if self.moved[number] >= self.knobs[number].block:
                 self.moved[number], self.now = 0, None
@@ -218,51 +223,48 @@ class Landing:
         """Take the trade that spends the most and fits, up to what is worth spending."""
         gains = {}
         for trade in trades:
-            after = self._after(trade)
+            after = self._after(*trade)
             gain = min(after, math.log(SPENT)) - now
             if after <= 0 and gain > LEAST_GAIN:
                 gains[trade] = gain
         best = sorted(gains, key=lambda trade: -gains[trade])
-        return any(self._take(dict(trade), now + LEAST_GAIN, 0.0) for trade in best)
+        return any(self._take(trade, now + LEAST_GAIN, 0.0) for trade in best)
 
     def _lowered(self, trade: Trade) -> Trade:
         """Return a trade with one more knob down, as little as it takes to fit."""
-        moved = [number for number, by in trade if self.knobs[number].move(by)]
+        self._move(trade)
         self.excess()  # guesses count from here
-        others = set(range(len(self.knobs))) - set(moved)
+        others = set(range(len(self.knobs))) - {number for number, _ in trade}
         found = [
             (after, (each, -steps))
             for each in others
             for steps in range(1, REACH + 1)
-            if (after := self._tried(each, -steps)) is not None and after <= 0
+            if (after := self._after((each, -steps))) <= 0
         ]
-        for number, by in trade:
-            if number in moved:
-                self.knobs[number].move(-by)
+        self._undo(trade)
         return (*trade, max(found)[1]) if found else trade
 
     def _pairs(self, now: float, room: float) -> list[Trade]:
         """Return trades of one knob up and one down, the most promising first."""
         numbers = range(len(self.knobs))
-        raised = [(each, self._tried(each, 1)) for each in numbers]
+        raised = [(each, self._after((each, 1))) for each in numbers]
         lowered = [
-            (each, steps, after)
+            (each, steps, self._after((each, -steps)))
             for each in numbers
             for steps in range(1, REACH + 1)
-            if (after := self._tried(each, -steps)) is not None
         ]
         gains: dict[Trade, float] = {
             ((up, 1), (down, -steps)): high + low - 2 * now
             for up, high in raised
             for down, steps, low in lowered
-            if high is not None and up != down and LEAST_GAIN < high + low - 2 * now <= -now
+            if up != down and LEAST_GAIN < high + low - 2 * now <= -now
         }
         return sorted(gains, key=lambda pair: (-min(gains[pair], room), gains[pair]))[:TRIED]
 
-    def _after(self, trade: Trade) -> float:
-        """Return a guess of the excess after a trade; infinity if it cannot be."""
-        done = [(number, by) for number, by in trade if self.knobs[number].move(by)]
-        after = self.guess() if len(done) == len(trade) else math.inf
-        for number, by in reversed(done):
-            self.knobs[number].move(-by)
+    def _after(self, *trade: tuple[int, int]) -> float:
+        """Return a guess of the excess if knobs moved; infinity if they cannot."""
+        if not self._move(trade):
+            return math.inf
+        after = self.guess()
+        self._undo(trade)
         return after
