@@ -1,6 +1,7 @@
 """Joint pruning and quantization against its parts, at equal BOPs: accuracy on Fashion-MNIST.
 
     python benchmarks/djpq_tables.py lenet5 resnet8 vgg7 resnet20 --jobs 2
+    python benchmarks/djpq_tables.py resnet8-parts vgg7-parts --jobs 2
 
 Recipes of recipes/djpq, at 6,000 training images and equal epochs, from the same dense network of
 each of three seeds:
@@ -12,9 +13,10 @@ each of three seeds:
 - bits: only bits are learned
 - gates: only channels are, at 8 bits
 
+The first two are the table of a network, the others beside joint training that of its parts.
 Every run with a budget should land in [target, 1.03 target]; those that do not are listed, and so
 are LeNet-5's on MNIST, which are here for that alone. Resumable; copies the compare.json of each
-network to benchmarks/results/djpq-NETWORK.json and prints a table.
+to benchmarks/results/djpq-TABLE.json and prints it.
 """
 
 from __future__ import annotations
@@ -44,22 +46,18 @@ TASKS: dict[str, list[str]] = {
 
 BUDGETS: dict[str, dict[str, tuple[int, ...]]] = {
     "lenet5": {"joint": (10, 40, 100, 250)},
-    "resnet8": {
-        "joint": (10, 40, 100, 250),
-        "two-stage": (100,),
-        "bits": (100, 250),
-        "gates": (40,),
-    },
-    "resnet20": {"joint": (100, 250)},
+    "resnet8": {"joint": (10, 40, 100, 250)},
+    "vgg7": {"joint": (10, 40, 100, 250)},
+    "resnet20": {"joint": (250,)},
+    "resnet8-parts": {"joint": (100,), "two-stage": (100,), "bits": (100,), "gates": (40,)},
+    "vgg7-parts": {"joint": (100,), "two-stage": (100,), "bits": (100,), "gates": (40,)},
 }
 """Times fewer BOPs that are asked for."""
-
-BUDGETS["vgg7"] = BUDGETS["resnet8"]
 
 UNIFORM: dict[str, tuple[tuple[int, int], ...]] = {
     "resnet8": ((5, 5), (3, 3), (2, 5), (2, 2)),
     "vgg7": ((5, 5), (3, 3), (2, 5), (2, 2)),
-    "resnet20": ((3, 3), (2, 2)),
+    "resnet20": ((2, 2),),
 }
 """Bits of weights and of activations: 1024 / (5 x 5) = 40.96x, 113.8x, 102.4x, 256x."""
 
@@ -69,18 +67,24 @@ PRUNED = "1.5x"
 FILES = {"bits": "bits-only", "gates": "gates-only"}
 
 
-def recipes(network: str) -> Iterator[sc.Recipe]:
-    """Yield the recipes of a network, named by kind and BOPs or bits."""
-    for kind, budgets in BUDGETS[network].items():
+def recipes(which: str) -> Iterator[sc.Recipe]:
+    """Yield the recipes of a table, named by kind and BOPs or bits."""
+    network = network_of(which)
+    for kind, budgets in BUDGETS[which].items():
         for times in budgets:
             last = f"stages.{1 if kind == 'two-stage' else 0}"
             changes = [f"{last}.budget.bops={times}x", f"name={kind}-{times}x"]
             if kind == "two-stage":
                 changes.append(f"stages.0.budget.macs={PRUNED}")
             yield recipe(network, kind, changes)
-    for weights, inputs in UNIFORM.get(network, ()):
+    for weights, inputs in UNIFORM.get(which, ()):
         bits = [f"stages.0.bits={weights}", f"stages.0.activation_bits={inputs}"]
         yield recipe(network, "uniform-lsq", [*bits, f"name=uniform-w{weights}a{inputs}"])
+
+
+def network_of(which: str) -> str:
+    """Return the network that a table is about."""
+    return which.removesuffix("-parts")
 
 
 def recipe(network: str, kind: str, changes: list[str]) -> sc.Recipe:
@@ -121,27 +125,26 @@ def span(values: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def compare(network: str, jobs: int) -> None:
-    """Finish the runs of a network, then store and print them."""
+def compare(which: str, jobs: int) -> None:
+    """Finish the runs of a table, then store and print them."""
+    network = network_of(which)
     out = RUNS / f"djpq-{network}"
-    done = sc.compare(
-        None, list(recipes(network)), out=out, jobs=jobs, measure=0, console=Console()
-    )
+    done = sc.compare(None, list(recipes(which)), out=out, jobs=jobs, measure=0, console=Console())
     RESULTS.mkdir(exist_ok=True)
-    shutil.copyfile(out / "compare.json", RESULTS / f"djpq-{network}.json")
+    shutil.copyfile(out / "compare.json", RESULTS / f"djpq-{which}.json")
     table(done.report, network)
 
 
 def main() -> None:
-    """Finish the tables of the networks named."""
+    """Finish the tables named."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("networks", nargs="+", choices=list(BUDGETS))
+    parser.add_argument("tables", nargs="+", choices=list(BUDGETS))
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each")
     options = parser.parse_args()
-    for network in options.networks:
-        compare(network, options.jobs)
+    for which in options.tables:
+        compare(which, options.jobs)
 
 
 if __name__ == "__main__":

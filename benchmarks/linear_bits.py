@@ -197,7 +197,7 @@ def main() -> None:
     result = {
         "python": platform.python_version(),
         "versions": {each: version(each) for each in ("torch", "onnx", "onnxruntime")},
-        "clock": "process CPU time, one thread, medians of interleaved rounds, other programs ran",
+        "clock": "process CPU time, one thread, medians of interleaved rounds",
         "rounds": rounds,
         "networks": networks,
     }
