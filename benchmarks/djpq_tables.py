@@ -1,7 +1,7 @@
 """Joint pruning and quantization against its parts, at equal BOPs: accuracy on Fashion-MNIST.
 
     python benchmarks/djpq_tables.py lenet5 resnet8 vgg7 resnet20 --jobs 2
-    python benchmarks/djpq_tables.py resnet8-parts vgg7-parts --jobs 2
+    python benchmarks/djpq_tables.py resnet8-two-stage vgg7-two-stage --jobs 2
 
 Recipes of recipes/djpq, at 6,000 training images and equal epochs, from the same dense network of
 each of three seeds:
@@ -9,11 +9,9 @@ each of three seeds:
 - joint: channels and bits learned together, for a budget of BOPs
 - uniform: LSQ, the same bits everywhere, chosen so that BOPs are within the budget; where two
   choices of bits are near it, both run
-- two-stage: channels are pruned for a budget of MACs, then bits are learned for what is left
-- bits: only bits are learned
-- gates: only channels are, at 8 bits
+- two-stage: channels are pruned for a budget of MACs, then bits are learned for what is left; in
+  a table of its own, beside joint training
 
-The first two are the table of a network, the others beside joint training that of its parts.
 Every run with a budget should land in [target, 1.03 target]; those that do not are listed, and so
 are LeNet-5's on MNIST, which are here for that alone. Resumable; copies the compare.json of each
 to benchmarks/results/djpq-TABLE.json and prints it.
@@ -49,8 +47,8 @@ BUDGETS: dict[str, dict[str, tuple[int, ...]]] = {
     "resnet8": {"joint": (10, 40, 100, 250)},
     "vgg7": {"joint": (10, 40, 100, 250)},
     "resnet20": {"joint": (250,)},
-    "resnet8-parts": {"joint": (100,), "two-stage": (100,), "bits": (100,), "gates": (40,)},
-    "vgg7-parts": {"joint": (100,), "two-stage": (100,), "bits": (100,), "gates": (40,)},
+    "resnet8-two-stage": {"joint": (100,), "two-stage": (100,)},
+    "vgg7-two-stage": {"joint": (100,), "two-stage": (100,)},
 }
 """Times fewer BOPs that are asked for."""
 
@@ -63,8 +61,6 @@ UNIFORM: dict[str, tuple[tuple[int, int], ...]] = {
 
 PRUNED = "1.5x"
 """Times fewer MACs that the first of two stages prunes to."""
-
-FILES = {"bits": "bits-only", "gates": "gates-only"}
 
 
 def recipes(which: str) -> Iterator[sc.Recipe]:
@@ -84,7 +80,7 @@ def recipes(which: str) -> Iterator[sc.Recipe]:
 
 def network_of(which: str) -> str:
     """Return the network that a table is about."""
-    return which.removesuffix("-parts")
+    return which.removesuffix("-two-stage")
 
 
 def recipe(network: str, kind: str, changes: list[str]) -> sc.Recipe:
@@ -95,7 +91,7 @@ def recipe(network: str, kind: str, changes: list[str]) -> sc.Recipe:
         stages = [{"epochs": half, "tune_epochs": 1}, {"epochs": half, "tune_epochs": TUNED - 3}]
     lengths = [f"stages.{i}.{key}={n}" for i, each in enumerate(stages) for key, n in each.items()]
     common = [f"data.train_samples={SAMPLES}", f"train.epochs={DENSE}", "export.onnx=false"]
-    path = ROOT / "recipes" / "djpq" / f"{FILES.get(kind, kind)}.yaml"
+    path = ROOT / "recipes" / "djpq" / f"{kind}.yaml"
     return sc.load_recipe(path, [*TASKS[network], *common, *lengths, *changes])
 
 
