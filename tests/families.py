@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from secateur.attention import separate
 from secateur.channels import compact
 from secateur.channels.surgery import CONVOLUTIONS, Kept
 from secateur.gates import HardConcreteGate
@@ -82,7 +83,11 @@ class Done:
 
 
 def djpq(model: nn.Module, images: Tensor) -> Done:
-    """Attach, train two steps, close every fourth channel of each gate, finalize and cut."""
+    """Attach, train two steps, close every fourth channel of each gate, finalize and cut.
+
+    Attention is separated first, as runs do.
+    """
+    model = separate(model)
     method = DJPQ(Levels(8, zero=True), images, gates="hard_concrete", quantizer="linear")
     method.attach(model)
     torch.manual_seed(0)
