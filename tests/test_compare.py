@@ -148,6 +148,8 @@ def test_recipes_share_the_dense_network_of_each_seed(tmp_path: Path) -> None:
         ([stage("admm", set="filter")], "structured"),
         ([stage("admm", set="filter"), stage("admm")], "non-structured"),
         ([{"method": "admm", "set": "levels", "bits": 1}], "unpruned"),
+        ([{"method": "djpq"}], "structured"),
+        ([{"method": "djpq", "gates": "none"}], "unpruned"),
     ],
 )
 def test_form(stages: list[dict[str, Any]], form: Form) -> None:

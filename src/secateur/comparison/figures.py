@@ -90,7 +90,9 @@ def form_of(recipe: Recipe) -> Form:
     names = {name for stage in recipe.stages for name in stage.sets}
     if Unstructured.name in names:
         return "non-structured"
-    return "structured" if any(issubclass(SETS[name], Pattern) for name in names) else "unpruned"
+    in_groups = any(issubclass(SETS[name], Pattern) for name in names)
+    gated = any(stage.options.removes_channels for stage in recipe.stages)
+    return "structured" if in_groups or gated else "unpruned"
 
 
 def read_seed(job: Job, task: Task) -> Seed:

@@ -38,6 +38,11 @@ class MethodOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @property
+    def removes_channels(self) -> bool:
+        """Whether the method removes channels by itself, beside what the sets of its stage do."""
+        return False
+
 
 @dataclass(frozen=True)
 class Phase:

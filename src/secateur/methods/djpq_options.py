@@ -51,3 +51,8 @@ class DJPQOptions(MethodOptions):
     distill: float = Field(
         0.0, ge=0, le=1, description="share of the fine-tuning loss that is the dense network's"
     )
+
+    @property
+    def removes_channels(self) -> bool:
+        """Whether there are gates."""
+        return self.gates != "none"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from secateur.allocation import MEASURES, parse_budgets
 from secateur.errors import RecipeError, SecateurError, did_you_mean
-from secateur.methods import METHODS
+from secateur.methods import METHODS, MethodOptions
 from secateur.problems import Problems, join, kind, show
 from secateur.recipe.set_options import option_names, options_model
 from secateur.sets import NM, SETS, ConstraintSet, Levels, Pattern, Unstructured
@@ -70,7 +70,7 @@ class Stage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str
-    options: SerializeAsAny[BaseModel]
+    options: SerializeAsAny[MethodOptions]
     sets: SetOptions
     scope: Literal["global", "layer"] = "global"
     metric: Literal["plain", "batchnorm"] = "plain"

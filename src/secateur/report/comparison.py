@@ -35,6 +35,9 @@ _TITLES = {
 _SHOWN = ("weights", "bits", "file", "macs", "bops")
 """Costs that a terminal has room for."""
 
+_WIDE = 110
+"""Columns of a terminal from which on it has room for what is pruned and for losses, too."""
+
 
 def write_page(report: Mapping[str, Any], path: Path) -> None:
     """Write the page of a comparison to ``path``, whole or not at all."""
@@ -53,14 +56,16 @@ def page(report: Mapping[str, Any]) -> str:
 def print_comparison(report: Mapping[str, Any], console: Console) -> None:
     """Print what each recipe reached and costs, the verdicts, and what failed."""
     shown = Table(title=f"means of {_seeds(report)}", title_justify="left", box=None)
-    for text in ("recipe", "prunes"):
+    wide = console.width >= _WIDE
+    for text in ("recipe", "prunes") if wide else ("recipe",):
         shown.add_column(text, overflow="fold")
-    for number in ("test accuracy", "validation loss", *_SHOWN):
+    for number in ("test accuracy", *(("validation loss",) if wide else ()), *_SHOWN):
         shown.add_column(number, justify="right", no_wrap=True)
     for each in _entries(report):
         costs = (writer(name)(each["costs"][name]["mean"]) for name in _SHOWN)
-        texts = map(plain_markup, (each["name"], each["form"]))
-        shown.add_row(*texts, _accuracy(each), _loss(each), *costs)
+        name, form = map(plain_markup, (each["name"], each["form"]))
+        words = (name, form, _accuracy(each), _loss(each)) if wide else (name, _accuracy(each))
+        shown.add_row(*words, *costs)
     console.print()
     console.print(shown)
     for verdict in report["verdicts"]:
