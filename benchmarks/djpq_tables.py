@@ -1,4 +1,4 @@
-"""Joint pruning and quantization against its parts, at equal BOPs: accuracy on Fashion-MNIST.
+"""Joint pruning and quantization beside uniform bits and two stages, at equal BOPs.
 
     python benchmarks/djpq_tables.py lenet5 resnet8 vgg7 resnet20 --jobs 2
     python benchmarks/djpq_tables.py resnet8-two-stage vgg7-two-stage --jobs 2
