@@ -25,7 +25,7 @@ from secateur.finish import settle
 from secateur.gates import Gate, HardConcreteGate, VIBGate
 from secateur.methods import DJPQ
 from secateur.methods.base import Phase
-from secateur.methods.landing import Knob, Landing, gate_knob
+from secateur.methods.landing import SAMPLE, Knob, Landing, bits_knob, gate_knob, samples
 from secateur.methods.pressure import ARRIVED, Pressure
 from secateur.outcome import finished
 from secateur.plan import build_plan
@@ -157,6 +157,52 @@ def test_a_frozen_quantizer_keeps_its_range_and_trains_it() -> None:
     other.load_state_dict(quantizer.state_dict())
     assert other.fixed
     assert torch.equal(other(x), quantizer(x))
+
+
+@pytest.mark.parametrize("power", [False, True])
+def test_with_other_bits_a_range_is_the_best_and_with_its_own_the_trained_one(power: bool) -> None:
+    values = torch.randn(999, generator=torch.Generator().manual_seed(0))
+    quantizer = Quantizer(8, power=power)
+    quantizer.fit(values)
+    with torch.no_grad():
+        quantizer.log2_limit.add_(0.3)
+        if quantizer.power is not None:
+            quantizer.power.fill_(0.7)
+    trained = float(quantizer.limit.detach())
+    knob = bits_knob(quantizer, range(2, 9), values)
+    assert float(quantizer.limit.detach()) == trained
+    assert knob.move(-5)
+    warped = values.sign() * values.abs() ** (0.7 if power else 1.0)
+
+    def error(limit: float) -> float:
+        most = limit ** (0.7 if power else 1.0)
+        on = torch.round(warped / most * 3).clamp(-3, 3) * most / 3
+        return float((on - warped).square().sum())
+
+    assert quantizer(values).unique().numel() == 7
+    found = float(quantizer.limit.detach())
+    assert found < trained
+    assert error(found) <= 1.001 * min(error(found * f) for f in (0.7, 0.8, 0.9, 0.95, 1.05, 1.3))
+    assert knob.move(5)
+    assert float(quantizer.limit.detach()) == trained
+
+
+def test_samples_are_of_what_quantizers_are_given() -> None:
+    inner, outer = Quantizer(4), Quantizer(4)
+    batches = torch.arange(40_000.0).view(4, 10_000)
+
+    def run() -> None:
+        for batch in batches:
+            outer(-inner(batch).detach())
+
+    for grid in (inner, outer):
+        grid.fit(batches)
+    read = samples([inner, outer], run)
+    assert all(SAMPLE <= len(values) <= 2 * SAMPLE for values in read.values())
+    assert set(read[inner].tolist()) <= set(batches.flatten().tolist())
+    assert float(read[inner].mean()) == pytest.approx(20_000, rel=0.01)
+    assert set(read[outer].tolist()) <= set((-inner(batches)).flatten().tolist())
+    assert samples([inner], lambda: None) == {}
 
 
 def test_the_path_is_geometric_and_the_multiplier_its_integral() -> None:

@@ -25,6 +25,7 @@ from secateur.files import atomic
 from secateur.finish import dense_copy, load_dense, save_dense
 from secateur.methods import Method
 from secateur.methods.costs import dense_costs
+from secateur.norms import restating
 from secateur.outcome import Outcome, finished
 from secateur.permutation import permute
 from secateur.plan import Plan
@@ -161,7 +162,8 @@ class Course:
 
         @torch.no_grad()
         def loss() -> float:
-            return float(task.loss(*outputs(task.model, some)))
+            with restating(task.model):
+                return float(task.loss(*outputs(task.model, some)))
 
         method.told(loss, dense_costs(untrained, example), self._overhead())
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -103,9 +102,11 @@ class _Statistics:
         if not count:
             return
         others = [dim for dim in range(read.ndim) if dim != 1]
-        var, mean = (t.double() for t in torch.var_mean(read.detach(), others, correction=0))
+        mean = read.detach().mean(others, keepdim=True)
+        # as exact as torch.var_mean, which over several dimensions takes five times as long
+        var = (read.detach() - mean).square_().mean(others).double()
         before, self.count = self.count, self.count + count
-        gap = mean - self.mean
+        gap = mean.double().flatten() - self.mean
         self.mean = self.mean + gap * (count / self.count)
         self.squares = self.squares + var * count + gap.square() * (before * count / self.count)
         assert isinstance(norm, _BatchNorm)

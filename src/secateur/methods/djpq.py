@@ -264,7 +264,7 @@ class DJPQ(Method):
     def _freeze(self) -> None:
         """Freeze bits and channels, on the budget if there is one."""
         self.frozen = True
-        knobs = knobs_of(self.model, self.gates, self.positions)
+        knobs = knobs_of(self.model, self.gates, self.positions, self.loss or float)
         if self.budgets:
             assert self.loss is not None
             self.ledger.now()

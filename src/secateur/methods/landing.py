@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.gates import Gate, Gated
-from secateur.quantizers import Quantizer, input_quantizer, weight_quantizer
+from secateur.quantizers import Quantizer, input_quantizer, latent_weight, weight_quantizer
 
 SPENT = 0.99
 """Share of a limit at which nothing is left to spend."""
@@ -31,6 +31,9 @@ LEAST_GAIN = 1e-3
 REACH, TRIED, LOWERED = 8, 32, 4
 """Steps down at most that make room for one up, pairs of them that are tried, and how many of those
 with a third knob."""
+
+SAMPLE = 2**12
+"""Values of each input that ranges are fitted to."""
 
 LEAST_RISE = 1e-6
 """Loss that a step counts for at least, so that cheap steps are told apart by their cost."""
@@ -69,6 +72,7 @@ def knobs_of(
     model: nn.Module,
     gates: Sequence[Gated],
     positions: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+    run: Callable[[], object],
 ) -> list[Knob]:
     """Return the knobs of a network, and freeze it where they are.
 
@@ -76,27 +80,70 @@ def knobs_of(
         model: with quantizers.
         gates: on it.
         positions: widths that weights and inputs of a layer may have, rising, by name.
+        run: takes the model through calibration data, once.
     """
-    knobs = [gate_knob(each.gate) for each in gates]
+    grids: list[tuple[Quantizer, Sequence[int], Tensor | None]] = []
     for name, (weights, inputs) in positions.items():
         layer = model.get_submodule(name)
-        for grid, widths in ((weight_quantizer(layer), weights), (input_quantizer(layer), inputs)):
-            if isinstance(grid, Quantizer) and not grid.waits:
-                knobs.append(bits_knob(grid, widths))
-    return knobs
+        if weight := weight_quantizer(layer):
+            grids.append((weight, weights, latent_weight(layer)))
+        if isinstance(grid := input_quantizer(layer), Quantizer) and not grid.waits:
+            grids.append((grid, inputs, None))
+    read = samples([grid for grid, _, latent in grids if latent is None], run)
+    knobs = [gate_knob(each.gate) for each in gates]
+    return knobs + [
+        bits_knob(grid, widths, read.get(grid) if latent is None else latent)
+        for grid, widths, latent in grids
+    ]
 
 
-def bits_knob(quantizer: Quantizer, widths: Sequence[int]) -> Knob:
+def bits_knob(quantizer: Quantizer, widths: Sequence[int], values: Tensor | None) -> Knob:
     """Return the knob of a quantizer's bits, of which these are allowed; it freezes it.
+
+    At the width that it has, it keeps the range that was trained; at others it has the best for
+    these values: few bits clip far more than many.
 
     Args:
         quantizer: whose width is one of the allowed or lies between two.
         widths: rising.
+        values: weights, or a sample of what it is given; None if there is none.
     """
     position = sum(each < quantizer.width for each in widths[:-1])
-    knob = Knob(len(widths), position, lambda at: quantizer.freeze(widths[at]))
+    ranges = {position: quantizer.log2_limit.detach().clone()}
+
+    @torch.no_grad()
+    def turn(at: int) -> None:
+        quantizer.freeze(widths[at])
+        if at in ranges:
+            quantizer.log2_limit.copy_(ranges[at])
+        elif values is not None:
+            quantizer.fit(values)
+            ranges[at] = quantizer.log2_limit.detach().clone()
+
+    knob = Knob(len(widths), position, turn)
     knob.turn(position)
     return knob
+
+
+def samples(grids: Sequence[Quantizer], run: Callable[[], object]) -> dict[Quantizer, Tensor]:
+    """Return ``SAMPLE`` or a few more values that each quantizer is given in a run, spread evenly.
+
+    Args:
+        grids: in a network.
+        run: takes it through data.
+    """
+    seen: dict[Quantizer, list[Tensor]] = {grid: [] for grid in grids}
+
+    def see(grid: nn.Module, given: tuple[Tensor, ...]) -> None:
+        flat = given[0].detach().flatten()
+        seen[grid].append(flat[:: max(1, len(flat) // SAMPLE)])  # type: ignore[index]
+
+    hooks = [grid.register_forward_pre_hook(see) for grid in grids]
+    run()
+    for hook in hooks:
+        hook.remove()
+    every = {grid: torch.cat(parts) for grid, parts in seen.items() if parts}
+    return {grid: values[:: max(1, len(values) // SAMPLE)] for grid, values in every.items()}
 
 
 def gate_knob(gate: Gate) -> Knob:

@@ -61,6 +61,13 @@ def weight_quantizer(layer: nn.Module) -> Quantizer | None:
     return quantizer
 
 
+def latent_weight(layer: nn.Module) -> Tensor:
+    """Return the weight that training moves beneath the quantizer of a layer's weight."""
+    weight = layer.parametrizations["weight"].original  # type: ignore[index, union-attr]
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def input_quantizer(layer: nn.Module) -> Quantizer | FixedQuantizer | None:
     """Return the quantizer of what a layer reads, if it has one."""
     found = getattr(layer, INPUT, None)

@@ -162,13 +162,17 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Tensor) -> None:
-        """Set the range so that rounding at the first width changes these values least.
+        """Set the range so that rounding changes these values least, once warped.
+
+        That is at the width that is fixed, or else at the first, and the step is that width's.
 
         Args:
             values: weights, or activations of a batch. All processes of a run agree on the mean of
                 what they find.
         """
-        grid = range(self.most_level(self.start) + 1)
+        grid = range(self.most_level(self.widths[0] if self.fixed else self.start) + 1)
+        if self.power is not None:
+            values = values.abs() ** self.power
         units = torch.ones_like(self.log2_limit)
         if units.numel() > 1:  # one search for all channels, each in units of its own
             units = values.square().flatten(1).mean(1).sqrt().view(units.shape)
@@ -179,11 +183,10 @@ class Quantizer(nn.Module):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(limit)
             limit /= dist.get_world_size()
-        self.log2_limit.copy_(limit.log2())
+        limit = limit.log2()
+        self.log2_limit.copy_(limit if self.power is None else limit / self.power)
         if self.log2_step is not None:
             self.log2_step.fill_(-math.log2(grid[-1]))
-        if self.power is not None:
-            self.power.fill_(1.0)
         self.waits = False
 
     @torch.no_grad()
