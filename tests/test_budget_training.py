@@ -52,8 +52,8 @@ def images(count: int = 16) -> Tensor:
     return torch.rand(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
 
-def landed(budget: dict[str, str], **options: Any) -> tuple[DJPQ, nn.Module]:
-    """Attach to a network and calibrate on noise, then put it onto its budget."""
+def attached(budget: dict[str, str], **options: Any) -> tuple[DJPQ, nn.Module, Tensor, Tensor]:
+    """Attach to a network, and calibrate on noise."""
     model = network()
     x, y = images(32), torch.arange(32) % 10
 
@@ -66,7 +66,12 @@ def landed(budget: dict[str, str], **options: Any) -> tuple[DJPQ, nn.Module]:
 
     method = DJPQ(build_plan(model, EIGHT), images(1), budget, tune_epochs=1, **options)
     method.told(loss, overhead=packed.overhead_bytes(model, reference=None))
-    method.attach(model)
+    return method.attach(model), model, x, y
+
+
+def landed(budget: dict[str, str], **options: Any) -> tuple[DJPQ, nn.Module]:
+    """Train a few steps, then put a network onto its budget."""
+    method, model, x, y = attached(budget, **options)
     search, tune = method.phases()
     optimizer = torch.optim.Adam(method.parameter_groups(3e-3))
     method.begin(search, 4)
@@ -118,6 +123,28 @@ def test_it_lands_on_budgets_as_others_count_them(budget: dict[str, str], tmp_pa
         else:
             dense_cost = method.ledger.costs[kind].dense(dense, images(1))
             assert found[kind] * dense_cost / limit == pytest.approx(share, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "floor"), [({"gates": "hard_concrete"}, 4), ({"gates": "none"}, 2)]
+)
+def test_a_search_starts_halfway_with_bits_that_are_still_trained(
+    options: dict[str, Any], floor: int
+) -> None:
+    method, model, _, _ = attached({"bops": "250x"}, **options)
+    search, _ = method.phases()
+    method.begin(search, 4)
+    bits = [bits for pair in method.bops.widths().values() for bits in pair]
+    assert min(bits) >= floor
+    share = method.bops.hard() / method.bops.dense
+    # two steps from 8 x 8 to 1/250 of 32 x 32; the last step down may be one of a large layer
+    half = (1 / 16 / 250) ** 0.5
+    assert half / 2 <= share <= half
+    grids = [each for each in model.modules() if isinstance(each, Quantizer)]
+    assert grids
+    assert not any(each.fixed or each.waits for each in grids)
+    method.penalty().backward()
+    assert all(each.log2_step.grad is not None for each in grids)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", [HardConcreteGate, VIBGate])
@@ -185,6 +212,49 @@ def test_with_other_bits_a_range_is_the_best_and_with_its_own_the_trained_one(po
     assert error(found) <= 1.001 * min(error(found * f) for f in (0.7, 0.8, 0.9, 0.95, 1.05, 1.3))
     assert knob.move(5)
     assert float(quantizer.limit.detach()) == trained
+
+
+def test_released_bits_are_trained_again_from_where_they_were_fixed() -> None:
+    quantizer = Quantizer(8, widths=(2, 4, 8))
+    quantizer.fit(torch.randn(999, generator=torch.Generator().manual_seed(0)))
+    limit = float(quantizer.limit.detach())
+    quantizer.freeze(4)
+    quantizer.release((2, 4, 8))
+    assert not quantizer.fixed
+    assert quantizer.width == 4
+    assert float(quantizer.bits().detach()) == pytest.approx(4)
+    assert float(quantizer.limit.detach()) == limit
+    quantizer.bits().backward()
+    assert quantizer.log2_step is not None
+    assert quantizer.log2_step.grad is not None
+
+
+def test_landing_measures_what_it_takes_and_little_else() -> None:
+    noise = [[4.0**-bits * scale for bits in range(9)] for scale in (1.0, 3.0, 0.2, 7.0, 2.0, 0.5)]
+    at, calls = [8] * len(noise), [0]
+
+    def loss() -> float:
+        calls[0] += 1
+        return sum(each[bits] for each, bits in zip(noise, at, strict=True))
+
+    def excess() -> float:
+        return math.log(sum(each + 1 for each in at) / 27)
+
+    knobs = [
+        Knob(9, 8, lambda to, i=i: at.__setitem__(i, to), growth=4.0)  # type: ignore[misc]
+        for i in range(len(noise))
+    ]
+    landing = Landing(knobs, excess, excess, loss)
+    assert landing.descend()
+    assert sum(at) + len(at) == 27
+    steps = 9 * len(noise) - 27
+    assert calls[0] <= len(noise) + steps + 2  # one for each, then one a step
+    best = min(
+        (sum(each[bits] for each, bits in zip(noise, bits, strict=True)), bits)
+        for bits in itertools.product(range(9), repeat=len(noise))
+        if sum(bits) + len(bits) == 27
+    )
+    assert loss() == pytest.approx(best[0])
 
 
 def test_samples_are_of_what_quantizers_are_given() -> None:

@@ -38,7 +38,7 @@ from secateur.methods.base import Method, Phase, register
 from secateur.methods.bops import FULL_BITS, BopCount, called
 from secateur.methods.costs import COSTS
 from secateur.methods.djpq_options import DJPQOptions
-from secateur.methods.landing import Landing, knobs_of
+from secateur.methods.landing import Landing, knobs_of, samples
 from secateur.methods.ledger import Ledger
 from secateur.methods.pressure import Pressure
 from secateur.methods.support import levels_of
@@ -65,6 +65,10 @@ MOST_INPUT_BITS = 16
 
 SEARCH_FLOOR, RELEASED = 4, 0.5
 """Fewest bits in the first part of a search with gates, and the share of it that this part is."""
+
+HALFWAY = 0.5
+"""Share of the way to the budget, in logs of cost, that bits go before the search: in a few hundred
+steps training alone moves them by one."""
 
 SOFTNESS = 5.0
 """Of the sigmoid whose slope stands in for that of an open or closed channel, in units of
@@ -259,7 +263,34 @@ class DJPQ(Method):
         if phase.name == TUNE:
             self._freeze()
         elif self.budgets:
+            self._approach()
             self.pressure.begin(phase.epochs * steps, self.ledger.now())
+
+    def _approach(self) -> None:
+        """Begin the search with bits that measurements have brought near half of its way."""
+        assert self.loss is not None
+        layers = [self.model.get_submodule(name) for name in self.layers]
+        inputs = [grid for each in layers if isinstance(grid := input_quantizer(each), Quantizer)]
+        for grid, values in samples([each for each in inputs if each.waits], self.loss).items():
+            grid.fit(values)
+        grids = [*filter(None, map(weight_quantizer, layers)), *inputs]
+        before = {grid: grid.widths for grid in grids if not grid.fixed and not grid.waits}
+        half = self.ledger.now() * HALFWAY
+        knobs = knobs_of(self.model, (), self.positions, self.loss, self._floor)
+        Landing(
+            knobs,
+            lambda: self.ledger.now(still=True) - half,
+            lambda: self.ledger.guess() - half,
+            self.loss,
+        ).descend()
+        for grid, widths in before.items():
+            grid.release(widths)
+
+    @property
+    def _floor(self) -> int:
+        """Fewest bits that layers may have at present."""
+        early = self.budgets and self.gates and self.pressure.progress < RELEASED
+        return SEARCH_FLOOR if early else LEAST_BITS
 
     def _freeze(self) -> None:
         """Freeze bits and channels, on the budget if there is one."""
@@ -285,14 +316,12 @@ class DJPQ(Method):
     def step(self, lr: float | None = None) -> None:
         """Keep bits and powers in their ranges, by moving steps."""
         self.pressure.step()
-        early = self.budgets and self.gates and self.pressure.progress < RELEASED
-        floor = SEARCH_FLOOR if early else LEAST_BITS
         for name, allowed in self.positions.items():
             layer = self.model.get_submodule(name)
             pairs = zip((weight_quantizer(layer), input_quantizer(layer)), allowed, strict=True)
             for grid, widths in pairs:
                 if isinstance(grid, Quantizer):
-                    grid.bound(min(floor, widths[-1]), widths[-1])
+                    grid.bound(min(self._floor, widths[-1]), widths[-1])
         if not self.frozen and self.pressure.due():
             self.ledger.now()
 

@@ -1,10 +1,11 @@
 """From a network near its budget onto it: bits and channels, one at a time.
 
 While a limit is exceeded, the step down goes that costs the least loss per log of cost. Then, as
-long as one fits, the step up that saves the most. What is left over is spent by pairs of a step up
-and steps down. Losses are measured on calibration data, each step alone, and again for the item
-that has moved. Costs are counted exactly where the network is; of a step that is only thought of,
-a guess will do, since encoding the weights of a layer takes long.
+long as one fits, the step up that gains the most. What is left over is spent by pairs of a step up
+and steps down. Losses are measured on calibration data, each step alone: all once, then whichever
+looks best by what was last measured of it, until the best is one that was measured of the network
+as it is. Costs are counted exactly where the network is; of a step that is only thought of, a guess
+will do, since encoding the weights of a layer takes long.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ with a third knob."""
 SAMPLE = 2**12
 """Values of each input that ranges are fitted to."""
 
+LASTING = 0.25
+"""Share of what rounding weights to few bits costs that training leaves: it settles weights around
+their levels, while inputs go on being rounded. As if weights had one bit more."""
+
 LEAST_RISE = 1e-6
 """Loss that a step counts for at least, so that cheap steps are told apart by their cost."""
 
@@ -52,12 +57,16 @@ class Knob:
         position: the present one.
         turn: sets the network to a position.
         block: positions that the loss is measured over at once.
+        growth: of what a step changes the loss by, from one position to the next lower one.
+        lasting: share of that which training is taken to leave.
     """
 
     count: int
     position: int
     turn: Callable[[int], None]
     block: int = 1
+    growth: float = 1.0
+    lasting: float = 1.0
 
     def move(self, by: int) -> bool:
         """Turn it, if there is such a position."""
@@ -73,6 +82,7 @@ def knobs_of(
     gates: Sequence[Gated],
     positions: Mapping[str, tuple[Sequence[int], Sequence[int]]],
     run: Callable[[], object],
+    floor: int = 0,
 ) -> list[Knob]:
     """Return the knobs of a network, and freeze it where they are.
 
@@ -81,6 +91,7 @@ def knobs_of(
         gates: on it.
         positions: widths that weights and inputs of a layer may have, rising, by name.
         run: takes the model through calibration data, once.
+        floor: fewest bits, where more are allowed.
     """
     grids: list[tuple[Quantizer, Sequence[int], Tensor | None]] = []
     for name, (weights, inputs) in positions.items():
@@ -91,13 +102,16 @@ def knobs_of(
             grids.append((grid, inputs, None))
     read = samples([grid for grid, _, latent in grids if latent is None], run)
     knobs = [gate_knob(each.gate) for each in gates]
-    return knobs + [
-        bits_knob(grid, widths, read.get(grid) if latent is None else latent)
-        for grid, widths, latent in grids
-    ]
+    for grid, widths, latent in grids:
+        allowed = [bits for bits in widths if bits >= min(floor, widths[-1])]
+        values = read.get(grid) if latent is None else latent
+        knobs.append(bits_knob(grid, allowed, values, 1.0 if latent is None else LASTING))
+    return knobs
 
 
-def bits_knob(quantizer: Quantizer, widths: Sequence[int], values: Tensor | None) -> Knob:
+def bits_knob(
+    quantizer: Quantizer, widths: Sequence[int], values: Tensor | None, lasting: float = 1.0
+) -> Knob:
     """Return the knob of a quantizer's bits, of which these are allowed; it freezes it.
 
     At the width that it has, it keeps the range that was trained; at others it has the best for
@@ -107,6 +121,7 @@ def bits_knob(quantizer: Quantizer, widths: Sequence[int], values: Tensor | None
         quantizer: whose width is one of the allowed or lies between two.
         widths: rising.
         values: weights, or a sample of what it is given; None if there is none.
+        lasting: see :class:`Knob`.
     """
     position = sum(each < quantizer.width for each in widths[:-1])
     ranges = {position: quantizer.log2_limit.detach().clone()}
@@ -120,7 +135,7 @@ def bits_knob(quantizer: Quantizer, widths: Sequence[int], values: Tensor | None
             quantizer.fit(values)
             ranges[at] = quantizer.log2_limit.detach().clone()
 
-    knob = Knob(len(widths), position, turn)
+    knob = Knob(len(widths), position, turn, growth=4.0, lasting=lasting)  # the square of a step
     knob.turn(position)
     return knob
 
@@ -182,52 +197,73 @@ class Landing:
         loss: Callable[[], float],
     ) -> None:
         self.knobs, self.excess, self.guess, self.loss = knobs, excess, guess, loss
-        self.rises: dict[tuple[int, int], float] = {}
-        self.moved = [0] * len(knobs)  # since the loss was measured
+        self.rises: dict[tuple[int, int], float] = {}  # per position, at last
+        self.measured: dict[tuple[int, int], tuple[float, int]] = {}  # of the network as it is
         self.now: float | None = None
 
     @torch.no_grad()
     def land(self) -> bool:
         """Go below all limits, and spend what is left; say whether that was possible."""
-        while self.excess() > 0:
-            if not self._step(-1):
-                return False
+        if not self.descend():
+            return False
         while self.excess() < math.log(SPENT) and (self._step(1) or self._exchange()):
             pass
         self.excess()  # costs are measured as they are, not as they were tried
         return True
 
-    def _rise(self, number: int, by: int) -> float:
-        """Return what the loss rises by if one knob moves, measured near where it is."""
-        if (number, by) not in self.rises:
-            knob = self.knobs[number]
-            far = min(knob.block, knob.position if by < 0 else knob.count - 1 - knob.position)
-            self.now = self.loss() if self.now is None else self.now
-            knob.move(by * far)
-            self.rises[number, by] = (self.loss() - self.now) / far
-            knob.move(-by * far)
-        return self.rises[number, by]
+    @torch.no_grad()
+    def descend(self) -> bool:
+        """Go below all limits, or as near as can be; say whether that was possible."""
+        while self.excess() > 0:
+            if not self._step(-1):
+                return False
+        return True
 
     def _step(self, by: int) -> bool:
         """Take the step down of least loss, or the step up of most gain that fits, per log."""
-        now, prices = self.excess(), {}
+        now, saved = self.excess(), {}
         for number in range(len(self.knobs)):
             after = self._after((number, by))
-            if not by * (after - now) > 0 or (by > 0 and after > 0):
-                continue
-            rise = self._rise(number, by)
-            prices[number] = (
-                max(rise, LEAST_RISE) / (now - after) if by < 0 else rise / (after - now)
-            )
+            if by * (after - now) > 0 and (by < 0 or after <= 0):
+                saved[number] = abs(after - now)
         ends = (now, 0.0) if by > 0 else (-math.inf, math.inf)
-        for number in sorted(prices, key=lambda each: prices[each]):
-            step = ((number, by),)
-            if self._take(step, *ends):
-                while self.moved[number] and (by > 0 or self.excess() > 0):
-                    if not self._take(step, *ends):  # its block was measured as one
-                        break
+        while saved:
+            number = min(saved, key=lambda each: self._price(each, by) / saved[each])
+            if (number, by) not in self.measured:
+                self._measure(number, by)
+            elif self._walk(number, by, *ends):
                 return True
+            else:
+                del saved[number]
         return False
+
+    def _price(self, number: int, by: int) -> float:
+        """Return what the loss rises by if one knob moves, as far as is known."""
+        if (number, by) not in self.rises:
+            return -math.inf  # is measured first
+        rise = self.rises[number, by] * self.knobs[number].lasting
+        return max(rise, LEAST_RISE) if by < 0 else rise
+
+    def _measure(self, number: int, by: int) -> None:
+        """Measure what the loss rises by, over the block of a knob."""
+        knob = self.knobs[number]
+        far = min(knob.block, knob.position if by < 0 else knob.count - 1 - knob.position)
+        self.now = self.loss() if self.now is None else self.now
+        knob.move(by * far)
+        loss = self.loss()
+        knob.move(-by * far)
+        self.measured[number, by] = loss, far
+        self.rises[number, by] = (loss - self.now) / far
+
+    def _walk(self, number: int, by: int, above: float, most: float) -> bool:
+        """Move a knob over the block that was measured, or as far as it may; say whether at all."""
+        loss, far = self.measured[number, by]
+        for done in range(far):
+            there = done and by < 0 and self.excess() <= 0
+            if there or not self._take(((number, by),), above, most):
+                return done > 0
+        self.now = loss
+        return True
 
     def _move(self, trade: Trade) -> bool:
         """Move knobs, all or none; say whether all can be."""
@@ -248,12 +284,11 @@ class Landing:
         if not above < self.excess() <= most:
             self._undo(trade)
             return False
+        self.now = None
+        self.measured.clear()
         for number, by in trade:
-            self.moved[number] += abs(by)
-            if self.moved[number] >= self.knobs[number].block:
-                self.moved[number], self.now = 0, None
-                self.rises.pop((number, 1), None)
-                self.rises.pop((number, -1), None)
+            for key in {(number, 1), (number, -1)} & self.rises.keys():
+                self.rises[key] *= self.knobs[number].growth ** -by
         return True
 
     def _exchange(self) -> bool:

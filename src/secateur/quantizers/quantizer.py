@@ -97,6 +97,17 @@ class Quantizer(nn.Module):
         if self.log2_step is not None:
             self.log2_step.requires_grad_(False)
 
+    @torch.no_grad()
+    def release(self, widths: Sequence[int] = ()) -> None:
+        """Train the bits again, from those that :meth:`freeze` fixed.
+
+        Args:
+            widths: allowed from now on, rising; empty for all.
+        """
+        assert self.log2_step is not None
+        self.log2_step.fill_(-math.log2(self.most_level(self.widths[0]))).requires_grad_(True)
+        self.widths = tuple(widths)
+
     def most_level(self, bits: int) -> int:
         """Return the largest level of so many bits: a symmetric grid if signed."""
         return int(2 ** (bits - self.signed)) - 1
