@@ -38,7 +38,7 @@ from secateur.methods.base import Method, Phase, register
 from secateur.methods.bops import FULL_BITS, BopCount, called
 from secateur.methods.costs import COSTS
 from secateur.methods.djpq_options import DJPQOptions
-from secateur.methods.landing import Landing, knobs_of, samples
+from secateur.methods.landing import Landing, approach, knobs_of
 from secateur.methods.ledger import Ledger
 from secateur.methods.pressure import Pressure
 from secateur.methods.support import levels_of
@@ -224,7 +224,7 @@ class DJPQ(Method):
         """
         o = self.options
         gates = [p for gate, _, _ in self.gates for p in gate.parameters()]
-        grids = [m for m in self.model.modules() if isinstance(m, Quantizer)]
+        grids = [each for each in self.model.modules() if isinstance(each, Quantizer)]
         powers = [each.power for each in grids if each.power is not None]
         added = {id(p) for p in (*gates, *powers)}
         ranges = [p for each in grids for p in each.parameters() if id(p) not in added]
@@ -263,28 +263,12 @@ class DJPQ(Method):
         if phase.name == TUNE:
             self._freeze()
         elif self.budgets:
-            self._approach()
+            assert self.loss is not None
+            half = self.ledger.now() * HALFWAY
+            excess = functools.partial(self.ledger.now, still=True)
+            ends = (lambda: excess() - half, lambda: self.ledger.guess() - half)
+            approach(self.model, self.positions, *ends, self.loss, self._floor)
             self.pressure.begin(phase.epochs * steps, self.ledger.now())
-
-    def _approach(self) -> None:
-        """Begin the search with bits that measurements have brought near half of its way."""
-        assert self.loss is not None
-        layers = [self.model.get_submodule(name) for name in self.layers]
-        inputs = [grid for each in layers if isinstance(grid := input_quantizer(each), Quantizer)]
-        for grid, values in samples([each for each in inputs if each.waits], self.loss).items():
-            grid.fit(values)
-        grids = [*filter(None, map(weight_quantizer, layers)), *inputs]
-        before = {grid: grid.widths for grid in grids if not grid.fixed and not grid.waits}
-        half = self.ledger.now() * HALFWAY
-        knobs = knobs_of(self.model, (), self.positions, self.loss, self._floor)
-        Landing(
-            knobs,
-            lambda: self.ledger.now(still=True) - half,
-            lambda: self.ledger.guess() - half,
-            self.loss,
-        ).descend()
-        for grid, widths in before.items():
-            grid.release(widths)
 
     @property
     def _floor(self) -> int:

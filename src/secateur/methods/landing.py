@@ -1,10 +1,9 @@
 """From a network near its budget onto it: bits and channels, one at a time.
 
-While a limit is exceeded, the step down goes that costs the least loss per log of cost. Then, as
+While a limit is exceeded, those steps down go that cost the least loss per log of cost. Then, as
 long as one fits, the step up that gains the most. What is left over is spent by pairs of a step up
-and steps down. Losses are measured on calibration data, each step alone: all once, then whichever
-looks best by what was last measured of it, until the best is one that was measured of the network
-as it is. Costs are counted exactly where the network is; of a step that is only thought of, a guess
+and steps down. Losses are measured on calibration data, each step alone, and again for what has
+moved. Costs are counted exactly where the network is; of a step that is only thought of, a guess
 will do, since encoding the weights of a layer takes long.
 """
 
@@ -36,6 +35,10 @@ with a third knob."""
 SAMPLE = 2**12
 """Values of each input that ranges are fitted to."""
 
+TOGETHER = 2.0
+"""Times the least price: steps down that cost no more are taken before any is measured again. One
+bit less costs four times what the last one did, so the first of them would not come again."""
+
 LASTING = 0.25
 """Share of what rounding weights to few bits costs that training leaves: it settles weights around
 their levels, while inputs go on being rounded. As if weights had one bit more."""
@@ -57,15 +60,13 @@ class Knob:
         position: the present one.
         turn: sets the network to a position.
         block: positions that the loss is measured over at once.
-        growth: of what a step changes the loss by, from one position to the next lower one.
-        lasting: share of that which training is taken to leave.
+        lasting: share of what a step changes the loss by that training is taken to leave.
     """
 
     count: int
     position: int
     turn: Callable[[int], None]
     block: int = 1
-    growth: float = 1.0
     lasting: float = 1.0
 
     def move(self, by: int) -> bool:
@@ -135,7 +136,7 @@ def bits_knob(
             quantizer.fit(values)
             ranges[at] = quantizer.log2_limit.detach().clone()
 
-    knob = Knob(len(widths), position, turn, growth=4.0, lasting=lasting)  # the square of a step
+    knob = Knob(len(widths), position, turn, lasting=lasting)
     knob.turn(position)
     return knob
 
@@ -179,6 +180,32 @@ def gate_knob(gate: Gate) -> Knob:
     return knob
 
 
+def approach(
+    model: nn.Module,
+    positions: Mapping[str, tuple[Sequence[int], Sequence[int]]],
+    excess: Callable[[], float],
+    guess: Callable[[], float],
+    loss: Callable[[], float],
+    floor: int,
+) -> None:
+    """Bring bits down until nothing is exceeded, or as near as they get, and go on training them.
+
+    Quantizers that wait for data have their ranges set.
+
+    Args:
+        model: with quantizers; changed in place.
+        positions: see :func:`knobs_of`, and so for ``floor``.
+        excess: see :class:`Landing`, and so for ``guess`` and ``loss``.
+    """
+    grids = [each for each in model.modules() if isinstance(each, Quantizer)]
+    for grid, values in samples([each for each in grids if each.waits], loss).items():
+        grid.fit(values)
+    before = {grid: grid.widths for grid in grids if not grid.fixed and not grid.waits}
+    Landing(knobs_of(model, (), positions, loss, floor), excess, guess, loss).descend()
+    for grid, widths in before.items():
+        grid.release(widths)
+
+
 class Landing:
     """The way onto a budget.
 
@@ -197,8 +224,8 @@ class Landing:
         loss: Callable[[], float],
     ) -> None:
         self.knobs, self.excess, self.guess, self.loss = knobs, excess, guess, loss
-        self.rises: dict[tuple[int, int], float] = {}  # per position, at last
-        self.measured: dict[tuple[int, int], tuple[float, int]] = {}  # of the network as it is
+        self.rises: dict[tuple[int, int], float] = {}
+        self.moved = [0] * len(knobs)  # since the loss was measured
         self.now: float | None = None
 
     @torch.no_grad()
@@ -206,7 +233,7 @@ class Landing:
         """Go below all limits, and spend what is left; say whether that was possible."""
         if not self.descend():
             return False
-        while self.excess() < math.log(SPENT) and (self._step(1) or self._exchange()):
+        while self.excess() < math.log(SPENT) and (self._ascend() or self._exchange()):
             pass
         self.excess()  # costs are measured as they are, not as they were tried
         return True
@@ -215,54 +242,55 @@ class Landing:
     def descend(self) -> bool:
         """Go below all limits, or as near as can be; say whether that was possible."""
         while self.excess() > 0:
-            if not self._step(-1):
+            if not self._lower():
                 return False
         return True
 
-    def _step(self, by: int) -> bool:
-        """Take the step down of least loss, or the step up of most gain that fits, per log."""
-        now, saved = self.excess(), {}
+    def _lower(self) -> bool:
+        """Take the steps down of least loss per log of cost; say whether there are any."""
+        now = self.excess()
+        saved = {number: now - self._after((number, -1)) for number in range(len(self.knobs))}
+        prices = {
+            number: max(self._rise(number, -1), LEAST_RISE) / each
+            for number, each in saved.items()
+            if each > 0
+        }
+        order = sorted(prices, key=lambda number: prices[number])
+        taken = 0
+        for number in order:
+            if taken and (prices[number] > TOGETHER * prices[order[0]] or self.excess() <= 0):
+                break
+            taken += self._walk(number, -1, -math.inf, math.inf)
+        return taken > 0
+
+    def _ascend(self) -> bool:
+        """Take the step up of most gain that fits, per log of cost; say whether there is any."""
+        now, prices = self.excess(), {}
         for number in range(len(self.knobs)):
-            after = self._after((number, by))
-            if by * (after - now) > 0 and (by < 0 or after <= 0):
-                saved[number] = abs(after - now)
-        ends = (now, 0.0) if by > 0 else (-math.inf, math.inf)
-        while saved:
-            number = min(saved, key=lambda each: self._price(each, by) / saved[each])
-            if (number, by) not in self.measured:
-                self._measure(number, by)
-            elif self._walk(number, by, *ends):
-                return True
-            else:
-                del saved[number]
-        return False
+            after = self._after((number, 1))
+            if now < after <= 0:
+                prices[number] = self._rise(number, 1) / (after - now)
+        order = sorted(prices, key=lambda number: prices[number])
+        return any(self._walk(number, 1, now, 0.0) for number in order)
 
-    def _price(self, number: int, by: int) -> float:
-        """Return what the loss rises by if one knob moves, as far as is known."""
-        if (number, by) not in self.rises:
-            return -math.inf  # is measured first
-        rise = self.rises[number, by] * self.knobs[number].lasting
-        return max(rise, LEAST_RISE) if by < 0 else rise
-
-    def _measure(self, number: int, by: int) -> None:
-        """Measure what the loss rises by, over the block of a knob."""
+    def _rise(self, number: int, by: int) -> float:
+        """Return what the loss rises by if one knob moves, measured since that last moved."""
         knob = self.knobs[number]
-        far = min(knob.block, knob.position if by < 0 else knob.count - 1 - knob.position)
-        self.now = self.loss() if self.now is None else self.now
-        knob.move(by * far)
-        loss = self.loss()
-        knob.move(-by * far)
-        self.measured[number, by] = loss, far
-        self.rises[number, by] = (loss - self.now) / far
+        if (number, by) not in self.rises:
+            far = min(knob.block, knob.position if by < 0 else knob.count - 1 - knob.position)
+            self.now = self.loss() if self.now is None else self.now
+            knob.move(by * far)
+            self.rises[number, by] = (self.loss() - self.now) / far
+            knob.move(-by * far)
+        return self.rises[number, by] * knob.lasting
 
     def _walk(self, number: int, by: int, above: float, most: float) -> bool:
         """Move a knob over the block that was measured, or as far as it may; say whether at all."""
-        loss, far = self.measured[number, by]
-        for done in range(far):
-            there = done and by < 0 and self.excess() <= 0
-            if there or not self._take(((number, by),), above, most):
-                return done > 0
-        self.now = loss
+        if not self._take(((number, by),), above, most):
+            return False
+        while self.moved[number] and (by > 0 or self.excess() > 0):
+            if not self._take(((number, by),), above, most):
+                break
         return True
 
     def _move(self, trade: Trade) -> bool:
@@ -285,10 +313,12 @@ class Landing:
             self._undo(trade)
             return False
         self.now = None
-        self.measured.clear()
         for number, by in trade:
-            for key in {(number, 1), (number, -1)} & self.rises.keys():
-                self.rises[key] *= self.knobs[number].growth ** -by
+            self.moved[number] += abs(by)
+            if self.moved[number] >= self.knobs[number].block:
+                self.moved[number] = 0
+                self.rises.pop((number, 1), None)
+                self.rises.pop((number, -1), None)
         return True
 
     def _exchange(self) -> bool:
