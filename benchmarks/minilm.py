@@ -47,8 +47,11 @@ TARGETS: dict[str, Pattern] = {"unstructured 50 %": Unstructured(density=0.5), "
 Solver = Callable[[nn.Module, Sequence[Any], Pattern], None]
 
 
-def sentences(first: str, last: str) -> list[str]:
-    """Return sentences of 6 to 40 words out of docstrings of modules by their first letter."""
+def sentences(first: str, last: str, count: int | None = SENTENCES) -> list[str]:
+    """Return so many sentences, or all, of docstrings of modules by their first letter.
+
+    They have 6 to 40 words.
+    """
     found: dict[str, None] = {}
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         if not first <= path.name[0] <= last:
@@ -59,8 +62,9 @@ def sentences(first: str, last: str) -> list[str]:
                 if plain:
                     found.setdefault(sentence)
     spread = list(found)
-    assert len(spread) >= SENTENCES
-    return spread[:: max(1, len(spread) // SENTENCES)][:SENTENCES]
+    count = count or len(spread)
+    assert len(spread) >= count
+    return spread[:: max(1, len(spread) // count)][:count]
 
 
 def docstrings(path: Path) -> Iterator[str]:
