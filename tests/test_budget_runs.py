@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import secateur as sc
-from secateur.course import Course, over, unspent
+from secateur.course import Course, over, samples_over, unspent
 from secateur.engine.trainer import Trainer
 from secateur.errors import RecipeError
 from tiny import digits_network, digits_task
@@ -57,6 +57,10 @@ def test_only_the_last_budget_of_the_file_counts() -> None:
     (note,) = over(1250, stages)
     assert "1,250 bytes" in note
     assert "{file: 800}" in note
+
+
+def test_a_deep_network_is_measured_on_fewer_samples() -> None:
+    assert [samples_over(layers) for layers in (0, 10, 53, 1000)] == [2000, 2000, 377, 250]
 
 
 def test_a_budget_that_is_met_in_training_is_said_to_have_room() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import Tensor, nn
 
 import secateur as sc
@@ -18,6 +19,7 @@ from secateur import data
 from secateur.artifact import packed
 from secateur.channels import compact
 from secateur.cost.energy import energy
+from secateur.engine.progress import Progress
 from secateur.engine.reestimate import reestimate
 from secateur.engine.trainer import Trainer
 from secateur.errors import RecipeError
@@ -378,6 +380,25 @@ def test_a_run_meets_its_budget_and_a_stopped_one_ends_the_same(
     assert allocation["spent"]["bops"] == pytest.approx(40 / whole["ratio"]["bops"])
     for stop in (4, 5):  # at the end of the search, in the first frozen epoch
         stop_and_resume(tmp_path, monkeypatch, Trainer, "_save", stop)
+
+
+def test_what_a_budget_takes_to_measure_is_shown(tmp_path: Path) -> None:
+    counts: dict[str, int] = {}
+
+    class Counting(Progress):
+        def begin(self, label: str, steps: int | None = None) -> None:
+            self.now = label
+            super().begin(label, steps)
+
+        def advance(self) -> None:
+            counts[self.now] = counts.get(self.now, 0) + 1
+            super().advance()
+
+    quiet = Counting(Console(quiet=True))
+    sc.compress(task(), recipe(epochs=1, tune_epochs=1), out=tmp_path, progress=quiet)
+    assert counts["djpq"] == counts["tune"] == counts["train"] / 2  # of two epochs
+    assert counts["before djpq"] >= 6  # each of three layers has two widths to measure
+    assert counts["before tune"] >= 6
 
 
 @pytest.mark.parametrize(("kind", "name", "at"), [(Trainer, "_save", 3), (Landing, "land", 1)])

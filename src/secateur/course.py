@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,13 @@ from secateur.task import Task
 
 REACHED = "reached.safetensors"
 """The network of the last stage that met the floor."""
+
+SAMPLES = 2_000
+"""Training samples that losses are measured on, unless a recipe says."""
+
+SHARED, FEWEST = 20_000, 250
+"""Where a method measures each layer several times: samples times layers at most, and samples at
+least. Two networks that differ in one layer are told apart by few, as long as both see the same."""
 
 ROOM = 0.03
 """Share of a budget that a network met in training may leave without a word."""
@@ -116,7 +123,7 @@ class Course:
         if self.recipe.stages[stage].budget is None:
             return
         if method.budgets:
-            self.tell(method, stage)
+            self.tell(method, stage, trainer.progress.advance)
             return
         if stage not in self.allocations:
             self._spend(stage, self._allocate(stage))
@@ -152,18 +159,27 @@ class Course:
         except RecipeError as error:
             raise RecipeError(f"stages[{stage}].{error}") from error
 
-    def tell(self, method: Method, stage: int) -> None:
-        """Say how the budgets of a method are measured: ratios are to the whole dense network."""
+    def tell(self, method: Method, stage: int, measured: Callable[[], None] = lambda: None) -> None:
+        """Say how the budgets of a method are measured: ratios are to the whole dense network.
+
+        Args:
+            method: of the stage.
+            stage: its number.
+            measured: called whenever a loss was measured.
+        """
         choice, task = self.recipe.stages[stage].allocation, self.task
         assert choice is not None
-        some = in_memory(task.train, choice.samples)
+        layers = len(self.plans[stage].compressed)
+        some = in_memory(task.train, choice.samples or samples_over(layers))
         example = task.example_input.cpu()
         untrained = copy.deepcopy(self.untrained).cpu()
 
         @torch.no_grad()
         def loss() -> float:
             with restating(task.model):
-                return float(task.loss(*outputs(task.model, some)))
+                found = float(task.loss(*outputs(task.model, some)))
+            measured()
+            return found
 
         method.told(loss, dense_costs(untrained, example), self._overhead())
 
@@ -182,7 +198,7 @@ class Course:
         plan, budget = whole.fitted(task.model), Budget.parse(stage.budget)
         assert choice is not None
         assert choice.by != "training"
-        some = first(task.train, choice.samples)
+        some = first(task.train, choice.samples or SAMPLES)
 
         @torch.no_grad()
         def loss(model: nn.Module) -> float:
@@ -279,6 +295,11 @@ class Course:
     def _save(self, name: str) -> None:
         if self.main:
             save_dense(self.task.model, self.folder / name)
+
+
+def samples_over(layers: int) -> int:
+    """Return how many samples to measure losses on, by default, in a network of so many layers."""
+    return min(SAMPLES, max(FEWEST, SHARED // max(1, layers)))
 
 
 def over(size: int, allocations: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -33,12 +33,12 @@ class Progress:
         with self.bar:
             yield
 
-    def begin_epoch(self, steps: int, label: str) -> None:
-        """Start the bar of one epoch."""
+    def begin(self, label: str, steps: int | None = None) -> None:
+        """Start the bar of one epoch, or of other work, whose number of steps nobody knows."""
         self.bar.reset(self.steps, total=steps, description=label)
 
     def advance(self) -> None:
-        """Count one optimizer step."""
+        """Count one step of what was begun last: of the optimizer, in an epoch."""
         self.bar.advance(self.steps)
 
     def epoch(self, entry: dict[str, Any], epochs: int) -> None:

@@ -216,6 +216,7 @@ class Trainer:
             if method:
                 method.load_state_dict(saved["method"])
         elif method:
+            self.progress.begin(f"before {phase.name}")
             method.begin(phase, len(self.loader))
         loader, network = self.loader, None
         if phase.distill:
@@ -276,7 +277,7 @@ class Trainer:
         method = segment.method
         self.model.train()
         total = torch.zeros((), device=self.accelerator.device)
-        self.progress.begin_epoch(len(self.loader), segment.phase.name)
+        self.progress.begin(segment.phase.name, len(self.loader))
         for step, (inputs, targets, *goals) in enumerate(loader):
             rate = self._rate(segment.phase, epoch * len(self.loader) + step)
             for group in optimizer.param_groups:

@@ -43,7 +43,12 @@ class AllocationChoice(BaseModel):
         description="one threshold for all layers, measured losses, or as the method trains it",
     )
     bits: tuple[int, ...] = Field((), description="widths to choose from, by sensitivity")
-    samples: int = Field(2000, ge=1, description="training samples that losses are measured on")
+    samples: int | None = Field(
+        None,
+        ge=1,
+        description="training samples that losses are measured on; by default 2000, or in "
+        "training 20,000 / layers if that is less, but at least 250",
+    )
 
 
 class Stage(BaseModel):
