@@ -4,7 +4,7 @@
     python benchmarks/djpq_tables.py resnet8-two-stage vgg7-two-stage --jobs 2
 
 Recipes of recipes/djpq, at 6,000 training images and equal epochs, from the same dense network of
-each of three seeds:
+each of three seeds (one of ResNet-20, the slowest):
 
 - joint: channels and bits learned together, for a budget of BOPs
 - uniform: LSQ, the same bits everywhere, chosen so that BOPs are within the budget; where two
@@ -34,6 +34,9 @@ SAMPLES = 6_000
 
 DENSE, SEARCHED, TUNED = 12, 4, 10
 """Epochs of dense networks, of a search, and of what is trained with its bits and channels."""
+
+SEEDS = {"resnet20": (0,)}
+"""Of tables that have other seeds than 0, 1 and 2."""
 
 TASKS: dict[str, list[str]] = {
     "lenet5": ["model=secateur.zoo:lenet5", "data.name=mnist"],
@@ -125,7 +128,15 @@ def compare(which: str, jobs: int) -> None:
     """Finish the runs of a table, then store and print them."""
     network = network_of(which)
     out = RUNS / f"djpq-{network}"
-    done = sc.compare(None, list(recipes(which)), out=out, jobs=jobs, measure=0, console=Console())
+    done = sc.compare(
+        None,
+        list(recipes(which)),
+        out=out,
+        seeds=SEEDS.get(which, (0, 1, 2)),
+        jobs=jobs,
+        measure=0,
+        console=Console(),
+    )
     RESULTS.mkdir(exist_ok=True)
     shutil.copyfile(out / "compare.json", RESULTS / f"djpq-{which}.json")
     table(done.report, network)
