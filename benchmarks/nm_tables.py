@@ -1,7 +1,7 @@
 """N:M on Fashion-MNIST: SR-STE, plain STE and ASP beside the dense network, at equal epochs.
 
     python benchmarks/nm_tables.py resnet8 --jobs 2     3 seeds: all patterns, all trainings
-    python benchmarks/nm_tables.py resnet8-long --jobs 2    the same for 30 epochs instead of 12
+    python benchmarks/nm_tables.py resnet8-long --jobs 2    SR-STE for 30 epochs instead of 12
     python benchmarks/nm_tables.py resnet20 --jobs 2    1 seed: SR-STE at 2:4 and 1:4
     python benchmarks/nm_tables.py lenet5 --jobs 2      5 seeds: SAD of SR-STE and STE at 2:4
 
@@ -84,15 +84,22 @@ def recipe(network: str, training: str, n: int, m: int, epochs: int, rows: int =
     )
 
 
-def recipes(network: str, epochs: int) -> list[sc.Recipe]:
-    """Return all rows of a network's table."""
-    if network == "lenet5":
+def recipes(which: str, epochs: int) -> list[sc.Recipe]:
+    """Return all rows of a table."""
+    network = network_of(which)
+    if which == "lenet5":
         return [recipe(network, training, 2, 4, epochs) for training in ("srste", "ste")]
-    if network == "resnet20":
-        return [recipe(network, "srste", n, m, epochs) for n, m in PATTERNS[:2]]
+    if which in ("resnet20", "resnet8-long"):
+        patterns = PATTERNS[:2] if which == "resnet20" else PATTERNS
+        return [recipe(network, "srste", *nm, epochs) for nm in patterns]
     trainings = ("srste", "ste", "asp")
     shared = recipe(network, "srste", 1, 4, epochs, rows=16)
     return [recipe(network, each, *nm, epochs) for nm in PATTERNS for each in trainings] + [shared]
+
+
+def network_of(which: str) -> str:
+    """Return the network that a table is about."""
+    return which.removesuffix("-long")
 
 
 def divergence(run: Path) -> dict[str, float]:
@@ -110,11 +117,11 @@ def divergence(run: Path) -> dict[str, float]:
 
 def table(which: str, jobs: int, seeds: Sequence[int], epochs: int | None) -> None:
     """Finish the runs of a table, then store and print it."""
-    network = which.removesuffix("-long")
+    network = network_of(which)
     out = RUNS / (f"nm-{which}-{epochs}" if epochs else f"nm-{which}")
     report = sc.compare(
         None,
-        recipes(network, epochs or EPOCHS[which]),
+        recipes(which, epochs or EPOCHS[which]),
         out=out,
         seeds=seeds,
         jobs=jobs,
