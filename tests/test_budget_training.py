@@ -106,7 +106,7 @@ def test_it_lands_on_budgets_as_others_count_them(budget: dict[str, str], tmp_pa
     dense, plan = network(), method.plan
     method.finalize()
     small = compact(model, images(1), fixed=set(method.weights)).model
-    settled = settle(small, [finished(plan, method.outcome())])
+    settled = settle(small, [finished(plan, method.outcome())], images(1))
     weights = {name: bits for name, (bits, _) in method.widths.items()}
     inputs = activation_bits(small)
     bits = {"weight_bits": weights, "activation_bits": inputs}

@@ -79,7 +79,7 @@ def test_gated_folded_and_cut_networks_agree(name: str, tmp_path: Path) -> None:
     exact = [copy.deepcopy(each).double()(images.double()) for each in (done.whole, done.small)]
     assert relative(exact[1], exact[0]) < 1e-5
     plans = [finished(done.method.plan, done.method.outcome())]
-    levels = settle(done.small, plans).quantized
+    levels = settle(done.small, plans, images).quantized
     path = export_onnx(done.small, images, tmp_path / "model.onnx", levels)
     weights, inputs = (
         {layer: pair[side] for layer, pair in done.method.widths.items()} for side in (0, 1)

@@ -137,7 +137,7 @@ def compress(
     trainer.run(_segments(task, recipe, course.plans), resume, course.before, course.after)
     kept = [row for row in trainer.history if (row["stage"] or 0) < len(course.plans)]
     notes = [*unsettled(kept), *course.notes, *([] if task.labelled else [NO_LABELS])]
-    settled = settle(task.model, course.finished(), notes)
+    settled = settle(task.model, course.finished(), task.example_input, notes)
     if main:
         report = finish(task, course.dense(), recipe, settled, trainer, folder)
         report["allocations"] = course.spent()

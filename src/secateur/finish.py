@@ -28,6 +28,7 @@ from secateur.errors import MembershipError, RecipeError
 from secateur.files import atomic
 from secateur.parity import SIMULATED, prove
 from secateur.plan import BIAS, Plan, Row
+from secateur.posttraining import round_biases
 from secateur.quantizers import grids, regrid
 from secateur.recipe import Recipe
 from secateur.reference import is_known
@@ -120,15 +121,22 @@ class Settled:
 
 
 @torch.no_grad()
-def settle(model: nn.Module, plans: Sequence[Plan], notes: Sequence[str] = ()) -> Settled:
+def settle(
+    model: nn.Module,
+    plans: Sequence[Plan],
+    example_input: Tensor | tuple[Tensor, ...],
+    notes: Sequence[str] = (),
+) -> Settled:
     """Round scales to float16 and biases of compressed layers to 8 bits, in place.
 
     A weight with another scale is still a member of its set. Where layers read through grids,
-    nothing is rounded after training: the least change may move an activation by a whole step.
+    the least change may move an activation by a whole step: of these networks only biases are
+    rounded, of layers that run in integers, to what these hold.
 
     Args:
         model: the trained network, moved to the CPU and put in evaluation mode.
         plans: of its stages, in order.
+        example_input: a batch, or the tuple of arguments.
         notes: handed on.
 
     Raises:
@@ -153,6 +161,8 @@ def settle(model: nn.Module, plans: Sequence[Plan], notes: Sequence[str] = ()) -
                 quantized[name] = at_half(levels)
                 weight = parameters[name]
                 weight.copy_(quantized[name].weight(weight.dtype))
+    if exact:
+        round_biases(model, quantized, example_input)
     return Settled(rows, sets, quantized, notes)
 
 

@@ -35,8 +35,9 @@ Array = NDArray[Any]
 def fuse(graph: Any) -> None:
     """Rewrite a graph of ``onnx_ir`` in place.
 
-    What it computes changes by float rounding, and by that of biases where this is far below the
-    noise of rounded inputs.
+    What it computes changes by float rounding, and by that of biases if the network has others than
+    integers hold (:func:`secateur.posttraining.round_biases`), where this is far below the noise of
+    rounded inputs.
     """
     for node in list(graph):
         if node.op_type == "Conv":

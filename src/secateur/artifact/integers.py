@@ -98,6 +98,13 @@ def rounds_finely(levels: Tensor) -> bool:
     return bool((noise[noise > 0] * FINE >= 1).all())
 
 
+def adds_integers(layer: nn.Module, levels: Quantized) -> bool:
+    """Say whether the bias of a layer becomes an integer, to be added to sums of integers."""
+    grid = getattr(layer, INPUT, None)
+    whole = _is_bytes(grid) and grid.most - grid.least >= NEARLY_WHOLE
+    return whole and fits(levels) and rounds_finely(levels.levels)
+
+
 def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Module, int]:
     """Return a copy of a network for the exporter, and how many weights of it are integers.
 
@@ -120,11 +127,13 @@ def with_integers(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple
         levels = quantized.get(f"{name}.weight" if name else "weight")
         if levels is None or not fits(levels):
             continue
+        apart = False
         if _is_bytes(reads := getattr(module, INPUT, None)):
+            apart = not adds_integers(module, levels)
             setattr(module, INPUT, _Rounding(reads))
         elif 3 * levels.levels.numel() <= OVERHEAD:
             continue
-        _swap(module, levels)
+        _swap(module, levels, apart)
         integers = levels.levels.to(torch.int8)
         written.add((integers.shape, levels.scale, integers.cpu().numpy().tobytes()))
     return model, len(written)
@@ -134,15 +143,12 @@ def _is_bytes(grid: FixedQuantizer | None) -> TypeGuard[FixedQuantizer]:
     return isinstance(grid, FixedQuantizer) and grid.most - grid.least < 2**8
 
 
-def _swap(module: nn.Module, quantized: Quantized) -> None:
-    """Let a layer compute its weight from integers."""
+def _swap(module: nn.Module, quantized: Quantized, apart: bool) -> None:
+    """Let a layer compute its weight from integers, and add its bias apart from them or not."""
     scale = torch.tensor(quantized.scale, dtype=torch.float32)
     del module.weight
     bias = getattr(module, "bias", None)
-    grid = getattr(module, INPUT, None)
-    whole = isinstance(grid, _Rounding) and grid.most - grid.least >= NEARLY_WHOLE
-    fine = whole and rounds_finely(quantized.levels)
-    if bias is not None and isinstance(grid, _Rounding) and not fine:
+    if bias is not None and apart:
         del module.bias
         module.register_buffer("bias", None)
         shape = (-1, *(1,) * (quantized.levels.ndim - 2))

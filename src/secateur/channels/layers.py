@@ -9,11 +9,9 @@ from torch import Tensor, fx, nn
 from secateur.channels import operators as ops
 from secateur.channels.layer import Layer
 from secateur.channels.steps import Norm, Slope, Step
+from secateur.channels.surgery import CONVOLUTIONS, NORMS
 from secateur.channels.ties import Ties
 from secateur.channels.trace import Tracer, title
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def layer(tracer: Tracer, node: fx.Node, call: dict[str, Any]) -> bool:

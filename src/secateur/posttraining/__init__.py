@@ -6,6 +6,7 @@ found = quantize(model, batches)                       # weights and activations
 export_onnx(model, example_input, path, found.quantized)
 """
 
+from secateur.posttraining.biases import round_biases
 from secateur.posttraining.equalization import equalize
 from secateur.posttraining.integers import Quantization, deployable, quantize, require_int8
 from secateur.posttraining.ranges import Calibration
@@ -21,4 +22,5 @@ __all__ = [
     "reconstruct",
     "reestimate",
     "require_int8",
+    "round_biases",
 ]

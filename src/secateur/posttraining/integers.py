@@ -2,7 +2,8 @@
 
 Layer after layer: the range of what a layer reads is chosen from a histogram, in the network whose
 earlier layers are quantized already; then its weights are rounded so that outputs on these inputs,
-as the layer reads them through its grid, stay what they are; then biases make up for the mean.
+as the layer reads them through its grid, stay what they are; then biases make up for the mean. In
+the end they become what integers hold (:mod:`secateur.posttraining.biases`).
 Sums and means are taken of what is rounded, too (:mod:`secateur.posttraining.sums`).
 """
 
@@ -21,6 +22,7 @@ from secateur.codec import Quantized
 from secateur.doctor import Profile, int8_profile
 from secateur.errors import RecipeError
 from secateur.plan import PRUNABLE, Plan, Row, build_plan
+from secateur.posttraining.biases import round_biases
 from secateur.posttraining.equalization import equalize as balance
 from secateur.posttraining.moments import columns
 from secateur.posttraining.quadratic import Quadratic
@@ -156,6 +158,7 @@ def quantize(
                     given = solvers[weight], damping, means.get(name), read[name].mean
                     fits.append(fit(name, moments[name], *given))
                 quantized[f"{name}.weight" if name else "weight"] = solvers[weight].quantized
+        round_biases(model, quantized, batches[0])
     return Quantization(fits, quantized)
 
 

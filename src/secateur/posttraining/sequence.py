@@ -183,10 +183,19 @@ class Absorber:
 
 
 def absorbers(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, Absorber]:
-    """Return, by layer, what can make up for the mean of its outputs, where there is something.
+    """Return, by layer, what can make up for the mean of its outputs, where there is something."""
+    norms, found = norms_behind(model, names, batch), {}
+    for name in names:
+        bias = getattr(model.get_submodule(name), "bias", None)
+        if isinstance(bias, Tensor):
+            found[name] = Absorber(bias, 1)
+        elif name in norms:
+            found[name] = Absorber(model.get_buffer(f"{norms[name]}.running_mean"), -1)
+    return found
 
-    It is the bias, or a BatchNorm that reads nothing but what the layer returns.
-    """
+
+def norms_behind(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, str]:
+    """Return, by layer, the BatchNorm that reads nothing but what this layer returns."""
     norms = [
         name
         for name, module in model.named_modules()
@@ -204,15 +213,11 @@ def absorbers(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str,
     for handle in handles:
         handle.remove()
     behind = {id(read[0]): name for name, read in reads.items() if len(read) == 1}
-    found = {}
-    for name in names:
-        bias = getattr(model.get_submodule(name), "bias", None)
-        norm = behind.get(id(made[name][0])) if len(made[name]) == 1 else None
-        if isinstance(bias, Tensor):
-            found[name] = Absorber(bias, 1)
-        elif norm is not None:
-            found[name] = Absorber(model.get_buffer(f"{norm}.running_mean"), -1)
-    return found
+    return {
+        name: behind[id(outputs[0])]
+        for name, outputs in made.items()
+        if len(outputs) == 1 and id(outputs[0]) in behind
+    }
 
 
 def steps(model: nn.Module, names: Sequence[str], batches: Sequence[Batch]) -> list[list[str]]:

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from secateur.channels.surgery import CONVOLUTIONS
 from secateur.posttraining.sequence import Batch, call
 from secateur.quantizers import FixedQuantizer, attach_output
 from secateur.quantizers.attach import CONTAINERS
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 ADDITIONS = frozenset({"add", "iadd", "radd"})
 """Names of functions, without underscores, that add two tensors."""
