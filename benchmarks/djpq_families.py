@@ -4,14 +4,14 @@
 
 Networks are built at full width with random weights, scales and statistics, for images of the side
 given. Gates and quantizers are attached, two steps are trained, every fourth channel of each gate
-is closed, and the network is finalized, cut and exported. Compared, as the largest difference
-relative to the largest output on two random images:
+is closed, and the network is finalized, cut and exported with integer weights. Compared, as the
+largest difference relative to the largest output on two random images:
 
 - folded: the gated network in evaluation mode with the finalized one
 - sliced: that one with the cut network, in double precision, since a sum in another order may end
   on the other side of a step
-- onnxruntime: the exported file with the cut network; one value that ends beside another level
-  shows here
+- onnxruntime: the exported file with the cut network, whose biases are those of integers by then;
+  one value that ends beside another level shows here
 
 Writes benchmarks/results/djpq-families.json, with what stays dense and why.
 """
@@ -35,7 +35,9 @@ from runs import RESULTS
 
 import secateur as sc
 from secateur.artifact.onnx import INPUT_NAME
+from secateur.finish import settle
 from secateur.measure import RUNTIMES
+from secateur.outcome import finished
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from families import djpq, lively, relative
@@ -53,9 +55,12 @@ def examine(name: str, side: int, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     done = djpq(lively(getattr(torchvision.models, name), **arguments), images)
     with torch.no_grad():
-        found = done.small(images)
         exact = [copy.deepcopy(each).double()(images.double()) for each in (done.whole, done.small)]
-    path = sc.export_onnx(done.small, images, folder / f"{name}.onnx")
+    plan = finished(done.method.plan, done.method.outcome())
+    levels = settle(done.small, [plan], images).quantized
+    with torch.no_grad():
+        found = done.small(images)
+    path = sc.export_onnx(done.small, images, folder / f"{name}.onnx", levels)
     runtime = RUNTIMES["onnxruntime"]
     (ran,) = runtime.prepare(path, {INPUT_NAME: images.numpy()}, torch.get_num_threads())()
     return {
