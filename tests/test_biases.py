@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import secateur as sc
+from secateur import data
 from secateur.artifact.onnx import OnnxModel, export_onnx
+from secateur.artifact.packed import unpack
 from secateur.codec import Quantized
 from secateur.posttraining import round_biases
 from secateur.quantizers import FixedQuantizer, attach_input
+from secateur.sets import Levels
 
 STEP = 0.021
 
@@ -166,15 +169,47 @@ def test_files_of_deep_networks_of_few_bits_compute_what_the_network_does(tmp_pa
     assert float(off().median()) < 1e-6
 
 
-def test_quantized_networks_and_runs_have_such_biases(tmp_path: Path) -> None:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(8, 16, 3, bias=False), lively(nn.BatchNorm2d(16)), nn.ReLU(),
-        nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4),
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 5, 2, bias=False), lively(nn.BatchNorm2d(16)), nn.ReLU(),
+        nn.Conv2d(16, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 25, 10),
     ).eval()  # fmt: skip
-    images = torch.randn(64, 8, 8, 8)
-    found = sc.posttraining.quantize(model, [images], sc.sets.Levels(4, zero=True))
-    before = copy.deepcopy(model.state_dict())
-    round_biases(model, found.quantized, images[:2])
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-7)
+
+
+def require_whole(model: Any, quantized: dict[str, Quantized]) -> None:
+    """Check what each layer of :func:`network` adds, by what it returns for nothing."""
+    for name, behind in (("0", "1"), ("3", ""), ("6", "")):
+        layer: Any = model.get_submodule(name)
+        nothing = torch.zeros(1, *layer.weight.shape[1:])
+        added, gain = layer(nothing).flatten(), torch.ones(len(layer.weight))
+        if behind:
+            norm: Any = model.get_submodule(behind)
+            added = norm(added.view(1, -1, 1, 1)).flatten()
+            gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+        scale = quantized[f"{name}.weight"].scales().flatten()
+        whole = (added / gain).detach().double() / (layer.input_quantizer.step * scale)
+        off = (whole - whole.round()).abs()
+        assert float(off.max()) < 0.02
+        assert bool((whole.abs() > 1).any())
+
+
+def test_quantized_networks_have_such_biases() -> None:
+    model = network()
+    found = sc.posttraining.quantize(model, [torch.rand(64, 1, 28, 28)], Levels(4, zero=True))
+    require_whole(model, found.quantized)
+
+
+def test_trained_networks_have_such_biases(tmp_path: Path) -> None:
+    splits = data.fewer(data.load("digits"), 320)
+    task = sc.Task(network(), splits.train, splits.validation, splits.test)
+    stage = {"method": "djpq", "quantizer": "lsq", "gates": "none", "learn_bits": False}
+    recipe = {
+        "train": {"epochs": 1, "threads": 1, "lr": 5e-3},
+        "stages": [{**stage, "bits": 4, "activation_bits": 8, "epochs": 2, "lr": 1e-3}],
+    }
+    result = sc.compress(task, recipe, out=tmp_path)
+    found = unpack(tmp_path / "model.secateur", network())
+    require_whole(found.model, dict(found.quantized))
+    assert result.report["accuracy"]["decoded"] == result.report["accuracy"]["compressed"]
+    assert result.report["parity"]["agreement"]["onnx"] == 1
