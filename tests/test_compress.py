@@ -175,6 +175,30 @@ def test_trained_weights_are_taken_over(finished: sc.Result, tmp_path: Path) -> 
         sc.compress(digits_task(), recipe, out=tmp_path / "bad")
 
 
+class Versioned(nn.Sequential):
+    """A network that loads no weights of unknown version, as torchvision's MNASNet."""
+
+    _version = 1
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        if metadata.get("version") != 1:
+            raise ValueError(f"version {metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_modules_that_ask_for_versions_of_weights(tmp_path: Path) -> None:
+    splits = data.fewer(data.load("digits"), 128)
+    layers = (nn.Flatten(), nn.Linear(784, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 10))
+    task = sc.Task(Versioned(*layers), splits.train, splits.validation, splits.test)
+    recipe = {**RECIPE, "export": {"onnx": False}}
+    result = sc.compress(task, recipe, out=tmp_path, resume=True)
+    assert result.report["accuracy"]["decoded"] == result.report["accuracy"]["compressed"]
+    for kept in ("report.json", "report.html", "model.secateur"):  # as if it had been stopped there
+        (tmp_path / kept).unlink(missing_ok=True)
+    again = sc.compress(task, recipe, out=tmp_path, resume=True)
+    assert again.report["accuracy"] == result.report["accuracy"]
+
+
 @pytest.mark.parametrize(("flip", "epochs", "asks"), [(False, 9, False), (True, 9, True)])
 def test_goals_of_augmented_images(flip: bool, epochs: int, asks: bool) -> None:
     network = zoo.lenet5().eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,9 +75,24 @@ def load_dense(model: nn.Module, path: Path) -> None:
         if noted.get(SEPARATED):
             separate(model)
         regrid(model, noted.get(GRIDS, ""))
-        safetensors.torch.load_model(model, str(path))
+        safetensors.torch.load_model(_Versioned(model), str(path))  # type: ignore[arg-type]
     except Exception as error:  # the parser and torch each raise kinds of their own
         raise RecipeError(f"weights: {path} does not fit the model: {error}") from error
+
+
+class _Versioned:
+    """A network for ``safetensors``, whose files lack the versions that modules may ask for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.model.state_dict()
+
+    def load_state_dict(self, given: Mapping[str, Any], strict: bool) -> Any:
+        state: Any = OrderedDict(given)
+        state._metadata = self.model.state_dict()._metadata  # type: ignore[attr-defined]
+        return self.model.load_state_dict(state, strict)
 
 
 def dense_copy(model: nn.Module, path: Path) -> nn.Module:

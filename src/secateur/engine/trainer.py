@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -250,7 +251,8 @@ class Trainer:
             self.history.append(entry)
             self.progress.epoch(entry, phase.epochs)
             if phase.best and (best is None or entry["accuracy"] > best["accuracy"]):
-                best = {"accuracy": entry["accuracy"], "model": _copied(self.task.model)}
+                state = copy.deepcopy(self.task.model.state_dict())
+                best = {"accuracy": entry["accuracy"], "model": state}
             self._save(number, epoch + 1, optimizer, method, average, best)
         if average:
             self.task.model.load_state_dict(average.module.state_dict())
@@ -370,10 +372,6 @@ class Trainer:
                 "history": self.history,
             }
             checkpoint.save(self.folder, state)
-
-
-def _copied(model: nn.Module) -> dict[str, Any]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def _derived_seed(seed: int, segment: int, epoch: int) -> int:
