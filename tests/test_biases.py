@@ -126,6 +126,20 @@ def test_rows_of_zeros_keep_their_biases() -> None:
     assert layer.bias[2].item() == before  # type: ignore[index]
 
 
+def test_layers_that_share_a_weight_each_have_such_biases() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    levels = on_levels(model[0], 4, True)
+    model[2].weight = model[0].weight
+    for layer in (model[0], model[2]):
+        attach_input(layer, FixedQuantizer(STEP, 0, 255))
+    round_biases(model.eval(), {"0.weight": levels}, torch.zeros(1, 32))
+    for layer in (model[0], model[2]):
+        bias: Any = layer.bias
+        whole = bias.detach().double() / (levels.scales().flatten() * STEP)
+        assert float((whole - whole.round()).abs().max()) < 0.02
+
+
 def deep() -> tuple[nn.Sequential, dict[str, Quantized]]:
     """Return a network whose depthwise layers read 8 bits, and whose others 3, all weights few."""
     torch.manual_seed(3)

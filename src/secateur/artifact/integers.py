@@ -82,6 +82,13 @@ class _Rounding(nn.Module):
         return on_grid(x, self.step, self.least, self.most)  # type: ignore[no-any-return]
 
 
+def by_every_name(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:
+    """Return levels by all names that each tensor has: layers may share a weight."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    known = {named[name]: each for name, each in quantized.items() if name in named}
+    return {name: known[tensor] for name, tensor in named.items() if tensor in known}
+
+
 def fits(quantized: Quantized) -> bool:
     """Say whether int8 holds the levels of a weight."""
     levels = quantized.levels

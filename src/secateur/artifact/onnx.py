@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from secateur.artifact import products
 from secateur.artifact.fusion import fuse
-from secateur.artifact.integers import check_integers, translations, with_integers
+from secateur.artifact.integers import (
+    by_every_name,
+    check_integers,
+    translations,
+    with_integers,
+)
 from secateur.codec import Quantized
 from secateur.errors import ArtifactError, MissingDependencyError, SecateurError
 
@@ -61,7 +66,7 @@ def export_onnx(
         ArtifactError: it did not write the integers, or the file did not become smaller.
     """
     require("onnx", "onnxscript")
-    path, given = Path(path), _by_every_name(model, quantized or {})
+    path, given = Path(path), by_every_name(model, quantized or {})
     done: set[str] = set()
     tensors = (*model.parameters(), *model.buffers())
     floats = sum(tensor.nbytes for tensor in tensors)
@@ -77,13 +82,6 @@ def export_onnx(
         _check_smaller(program.model.graph, floats)
     write_program(program, path, metadata)
     return path
-
-
-def _by_every_name(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:
-    """Return levels by all names that each tensor has: layers may share a weight."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    known = {named[name]: each for name, each in quantized.items() if name in named}
-    return {name: known[tensor] for name, tensor in named.items() if tensor in known}
 
 
 def to_program(

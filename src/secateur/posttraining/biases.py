@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.artifact.integers import adds_integers
+from secateur.artifact.integers import adds_integers, by_every_name
 from secateur.channels.surgery import CONVOLUTIONS
 from secateur.codec import Quantized
 from secateur.posttraining.sequence import Batch, norms_behind
@@ -32,10 +32,11 @@ def round_biases(model: nn.Module, quantized: Mapping[str, Quantized], inputs: B
         quantized: levels of weights, by name of the tensor.
         inputs: any batch, which tells where BatchNorms are.
     """
+    named = by_every_name(model, quantized)
     layers = {
         name: levels
         for name, module in model.named_modules()
-        if (levels := quantized.get(f"{name}.weight" if name else "weight")) is not None
+        if (levels := named.get(f"{name}.weight" if name else "weight")) is not None
         and adds_integers(module, levels)
     }
     behind = norms_behind(model, list(layers), inputs) if layers else {}
