@@ -56,6 +56,12 @@ def unit_of(model: nn.Module, levels: Quantized) -> Tensor:
     return scale * gamma / (norm.running_var + norm.eps).sqrt()
 
 
+def require_multiples(added: Tensor, unit: Tensor) -> None:
+    """Check that all are whole numbers of a unit, as nearly as float32 holds a running mean."""
+    whole = added.detach().double() / unit.detach()
+    assert float((whole - whole.round()).abs().max()) < 0.02
+
+
 @settings(max_examples=40)
 @given(
     bits=st.integers(2, 8),
@@ -75,16 +81,19 @@ def test_what_is_added_becomes_whole(
     levels = on_levels(model[0], bits, by_row)
     attach_input(model[0], FixedQuantizer(STEP, *ends))
     nothing = torch.zeros(1, 32, 3, 3)
-    before, weight = model.eval()(nothing).flatten().double(), model[0].weight.clone()
+
+    def added() -> Tensor:
+        return copy.deepcopy(model).double()(nothing.double()).flatten().detach()
+
+    model.eval()
+    before, weight = added(), model[0].weight.clone()
     round_biases(model, {"0.weight": levels}, nothing)
-    after, unit = model(nothing).flatten().double().detach(), unit_of(model, levels)
-    whole = after / unit
-    assert float((whole - whole.round()).abs().max()) < 0.02  # float32 holds a running mean
-    assert bool(((after - before.detach()).abs() <= unit.abs() * 0.52).all())
+    after, unit = added(), unit_of(model, levels)
+    require_multiples(after, unit)
+    assert bool(((after - before).abs() <= unit.abs() * 0.52).all())
     assert torch.equal(model[0].weight, weight)
-    again = copy.deepcopy(model)
-    round_biases(again, {"0.weight": levels}, nothing)
-    torch.testing.assert_close(again(nothing).flatten().double(), after, rtol=1e-6, atol=1e-6)
+    round_biases(model, {"0.weight": levels}, nothing)
+    torch.testing.assert_close(added(), after, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("ends", [(0, 15), (-7, 7), None])
@@ -111,8 +120,7 @@ def test_norms_that_cannot_be_folded_are_left() -> None:
         before = copy.deepcopy(model[1].state_dict())
         round_biases(model, {"0.weight": levels}, nothing)
         assert all(torch.equal(before[name], each) for name, each in model[1].state_dict().items())
-        whole = model[0](nothing).detach().flatten().double() / (levels.scales().flatten() * STEP)
-        assert float((whole - whole.round()).abs().max()) < 0.02
+        require_multiples(model[0](nothing).flatten(), levels.scales().flatten() * STEP)
 
 
 def test_rows_of_zeros_keep_their_biases() -> None:
@@ -135,9 +143,8 @@ def test_layers_that_share_a_weight_each_have_such_biases() -> None:
         attach_input(layer, FixedQuantizer(STEP, 0, 255))
     round_biases(model.eval(), {"0.weight": levels}, torch.zeros(1, 32))
     for layer in (model[0], model[2]):
-        bias: Any = layer.bias
-        whole = bias.detach().double() / (levels.scales().flatten() * STEP)
-        assert float((whole - whole.round()).abs().max()) < 0.02
+        assert isinstance(layer.bias, Tensor)
+        require_multiples(layer.bias, levels.scales().flatten() * STEP)
 
 
 def deep() -> tuple[nn.Sequential, dict[str, Quantized]]:
@@ -202,10 +209,9 @@ def require_whole(model: Any, quantized: dict[str, Quantized]) -> None:
             added = norm(added.view(1, -1, 1, 1)).flatten()
             gain = norm.weight / (norm.running_var + norm.eps).sqrt()
         scale = quantized[f"{name}.weight"].scales().flatten()
-        whole = (added / gain).detach().double() / (layer.input_quantizer.step * scale)
-        off = (whole - whole.round()).abs()
-        assert float(off.max()) < 0.02
-        assert bool((whole.abs() > 1).any())
+        unit = gain * layer.input_quantizer.step * scale
+        require_multiples(added, unit)
+        assert bool((added.abs() > unit.abs()).any())
 
 
 def test_quantized_networks_have_such_biases() -> None:

@@ -25,7 +25,7 @@ def round_biases(model: nn.Module, quantized: Mapping[str, Quantized], inputs: B
     """Round biases of layers that run in integers to what these hold, in place.
 
     Where a BatchNorm behind a convolution is folded into it, what both add is rounded, by the
-    running mean of the norm. A second call changes nothing.
+    running mean of the norm. A second call changes no more than last bits.
 
     Args:
         model: a plain network in evaluation mode; layers may read through fixed grids.
